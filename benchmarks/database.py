@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..data.store.overview import read_overview
 from ..data.store.search import refresh, semantic_search, similar
 from ..data.store.store import Store
 from ..labelling.inspect import describe
@@ -50,7 +51,7 @@ QUESTIONS: Mapping[str, Question] = {
     "list, page in the middle": lambda store: store.list_rows(
         limit=50, sort="score", after=store.feature("synthetic:resid_post.0@sae:4321")
     ),
-    "overview (counts and scores by source)": lambda store: store.overview(),
+    "overview (counts by source, scores of a sample)": read_overview,
     "status": lambda store: store.status(),
     "show": lambda store: describe(store, store.feature(_FEATURE)),
     "by meaning": lambda store: semantic_search(store, "query", embedder=SyntheticEmbedder()),

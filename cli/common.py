@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import click
 
 from ..subject.errors import NeuronautError
-from ..subject.pace import duration
+from ..subject.pace import Pace, duration
 from . import display
 
 if TYPE_CHECKING:
@@ -217,6 +217,7 @@ class Progress:
         self._silent = True
         self._block: int | None = None
         self._passes, self._shared_seconds = 0, 0.0
+        self._pace = Pace()
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -276,7 +277,7 @@ class Progress:
 
         The time of what is told with a total does not count for the rate: a block shares it.
         """
-        self._doing = f"{what} {done / total:.0%}" if total else what
+        self._doing = self._pace.format(what, done, total)
         if total:
             self._passes += done == 0
             self._shared_seconds += (spent := time.monotonic() - self._last_event)
@@ -301,6 +302,8 @@ class Progress:
         self._bar.refresh()
 
     def _format_line(self) -> str:
+        if not self._done and not self._total:
+            return f"{self._what}: " + ", ".join(filter(None, (self._note, self._doing)))
         line = f"{self._what}: {self._done:,}"
         if self._total:
             line += f" of {self._total:,}"

@@ -70,9 +70,9 @@ def _harvest(subject: "Subject", store: "Store") -> list[str]:
 
 def _label_features(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
     """Label and score the features that are not done, and read the rows of all of them."""
+    from ..data.store.naming import chosen_features
     from ..explainers.rule import RuleExplainer
     from ..labelling.label import label
-    from ..labelling.opening import chosen_features
     from ..scorers.simulation import RuleSimulator
     from .label import print_results
 

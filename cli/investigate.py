@@ -318,14 +318,18 @@ def run_sessions(
     on_begin: Callable[[int, int], None] = lambda *_: None,
 ) -> "Iterator[Session]":
     """Investigate all targets, one after another or by workers; `on_begin` is told how many of how many are done."""
-    from ..agent.session import investigate_all
-    from ..agent.tools.table import tools_for
-
     if request.of_behaviour:
         yield _run_behaviour(store, request, client, on_event)
         return
+    from ..data.store.naming import chosen_features
+
+    features = chosen_features(store, request.targets)
+    say(f"opening {features[0].source.model}")
+    from ..agent.session import investigate_all
+    from ..agent.tools.table import tools_for
+
     with Progress("investigate", total=None, unit="sessions") as progress:
-        ready = _open_features(store, request, client)
+        ready = _open_features(store, features, request, client)
         if not ready.subject.inside:
             without = (name for name, tool in tools_for("feature").items() if tool.inside)
             say(f"{ready.subject.name} has no model to look into: {', '.join(without)} are not offered")
@@ -367,12 +371,13 @@ class _Ready(NamedTuple):
     config: "InvestigationConfig"
 
 
-def _open_features(store: "Store", request: InvestigationRequest, client: "LLMClient | None") -> _Ready:
+def _open_features(
+    store: "Store", features: "Sequence[Feature]", request: InvestigationRequest, client: "LLMClient | None"
+) -> _Ready:
     from ..agent.session import InvestigationConfig
-    from ..labelling.opening import chosen_features, stored_sources, stored_subject
+    from ..labelling.opening import stored_sources, stored_subject
     from ..scorers.factory import ScorerOptions, make_scorers
 
-    features = chosen_features(store, request.targets)
     subject = stored_subject(
         store, features[0].source.model, request.load_options, sources=[feature.source for feature in features]
     )
@@ -419,9 +424,10 @@ def _open_worker(
     database: str, request: InvestigationRequest, language: "LLMOptions"
 ) -> "Generator[Callable[[SessionItem], str]]":
     from ..agent.session import perform_session
+    from ..data.store.naming import chosen_features
 
     with open_store(database, write=True) as store, open_client(language, store, budget=None) as client:
-        ready = _open_features(store, request, client)
+        ready = _open_features(store, chosen_features(store, request.targets), request, client)
         yield perform_session(store, ready.subject, ready.config, ready.sources)
 
 

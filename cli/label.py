@@ -281,9 +281,9 @@ def score(
       neuronaut score gpt2:mlp.5:0-99 -s detection,fuzzing -m openai:gpt-4o-mini
       neuronaut score gpt2:mlp.5:0-99 --from-stored
     """
+    from ..data.store.naming import chosen_features
     from ..labelling.label import score as score_features
     from ..labelling.label import score_from_stored
-    from ..labelling.opening import chosen_features
 
     if limit is not None and (from_stored or options["llm"] is None):
         raise click.UsageError("--budget limits what a language model is asked, and none is; leave it out, or add -m")

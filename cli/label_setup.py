@@ -34,15 +34,17 @@ def open_setup(
     quiet: bool = False,
 ) -> "Generator[LabelSetup]":
     """Open the database, the model under study, and what explains and judges; closes them afterwards."""
-    from ..labelling.opening import LoadOptions, chosen_features, stored_sources, stored_subject
-    from ..labelling.setup import LabelOptions, set_up
+    from ..data.store.naming import chosen_features
 
     language, rest = split_options(options)
-    load_options = LoadOptions(**rest)
     with open_store(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)
         if not quiet:
             say(f"opening {chosen[0].source.model}")
+        from ..labelling.opening import LoadOptions, stored_sources, stored_subject
+        from ..labelling.setup import LabelOptions, set_up
+
+        load_options = LoadOptions(**rest)
         subject = stored_subject(
             store, chosen[0].source.model, load_options, sources=[feature.source for feature in chosen]
         )

@@ -369,18 +369,6 @@ def _neighbours(subject: Subject, site: str) -> list[str]:
 # What the store knows
 
 
-def chosen_features(store: Store, texts: Sequence[str]) -> list[Feature]:
-    """Look up the features that were named, each once, all of one model; an error where there are none."""
-    features = list(dict.fromkeys(feature for text in texts for feature in store.features(text)))
-    if not features:
-        raise NeuronautError(
-            f"{' '.join(texts)} names no feature that was ever active; harvest more text, or name others"
-        )
-    if len(models := sorted({feature.source.model for feature in features})) > 1:
-        raise NeuronautError(f"features of {' and '.join(models)} were named; wanted one model at a time")
-    return features
-
-
 def stored_subject(
     store: Store,
     model: str,

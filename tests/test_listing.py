@@ -15,6 +15,7 @@ from neuronaut.data.store.listing import SORTS, STATUSES
 from neuronaut.data.store.listing_schema import _COLUMNS, TALLIED
 from neuronaut.data.store.search import Embedder, refresh, semantic_search, similar
 from neuronaut.data.store.store import Store
+from neuronaut.data.store.tallies import count_by_source
 from neuronaut.subject.address import Feature
 from neuronaut.subject.errors import NeuronautError
 from tests.stored import explanation, harvest_result, score
@@ -132,21 +133,18 @@ def test_rows_and_counts_follow_every_change(drawn, change) -> None:
         check_derived(store)
 
 
-def test_the_overview_counts_what_lists_show() -> None:
+def test_sources_and_statuses_count_what_lists_show() -> None:
     with Store(":memory:") as store:
         store.write_harvest(harvest_result(*SOURCES, dead=(3,)))
         for index, value in enumerate((0.12, 0.62, 0.64)):
             store.add_result(explanation(index), [score(value)])
         store.add_result(explanation(1, "below", negative=True), [score(-0.33)])
-        overview = store.overview()
-        (spread,) = overview.distributions
+        counts = count_by_source(store.db.conn)
         rows = store.list_rows("demo:mlp.2")
-        assert overview.statuses["demo:mlp.2"] == {
+        assert counts["demo:mlp.2"] == {
             status: sum(row["status"] == status for row in rows) for status in {row["status"] for row in rows}
         }
-        assert overview.statuses["demo:mlp.3"] == {"dead": 1, "unlabelled": 4}
-        assert (spread.source, spread.scores) == ("demo:mlp.2", {0.1: 1, 0.6: 2, -0.35: 1})
-        assert (spread.baselines, spread.beaten) == ({0.2: 4}, 2)
+        assert counts["demo:mlp.3"] == {"dead": 1, "unlabelled": 4}
         (counted,) = (row for row in store.sources() if row["source"] == "demo:mlp.2")
         assert (counted["alive"], counted["explained"]) == (4, 3)
         assert store.source(Feature.parse("demo:mlp.2:0").source) == counted

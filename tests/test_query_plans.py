@@ -49,7 +49,6 @@ MUST_SCAN = {
 def ask(store: Store, folder: Path) -> Iterator[Callable[[], object]]:
     """Every way to read the store, each as it is used."""
     yield store.sources
-    yield store.overview
     yield store.status
     yield lambda: store.source(FEATURE.source)
     yield lambda: describe(store, FEATURE)

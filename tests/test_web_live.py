@@ -5,6 +5,7 @@ A real server, its model process and its session process run on a planted model.
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -104,6 +105,23 @@ def until(reached: Callable[[], bool]) -> None:
     while not reached():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def begun(client: TestClient, answer: httpx2.Response) -> str:
+    """Path of the session that a form has started, once it has begun."""
+    assert answer.status_code == 303, answer.json()
+    location = answer.headers["location"]
+    if "follow=" not in location:
+        return location
+    address = location.partition("#")[0]
+    links: list[str] = []
+
+    def look() -> bool:
+        links[:] = re.findall(r'href="([^"]*)" data-begun', client.get(f"{address}&part=started").text)
+        return bool(links)
+
+    until(look)
+    return links[0]
 
 
 def events(response: httpx2.Response) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -235,9 +253,7 @@ def _sessions(served: Served) -> list[str]:
 
 
 def test_a_session_is_started_stopped_resumed_and_forked(served: Served) -> None:
-    begun = served.act("/investigations", target="planted:mlp.2:2", experiments="12")
-    assert begun.status_code == 303
-    path = begun.headers["location"]
+    path = begun(served.client, served.act("/investigations", target="planted:mlp.2:2", experiments="12"))
     id = path.rpartition("/")[2]
     assert served.session(id)["target"] == "planted:mlp.2:2"
     assert served.act(f"{path}/stop").status_code == 303
@@ -254,6 +270,34 @@ def test_a_session_is_started_stopped_resumed_and_forked(served: Served) -> None
     both = served.client.get("/investigations/beside", params={"id": [id, forked], "format": "json"}).json()
     assert [report["id"] for report in both] == [id, forked]
     assert served.client.get("/investigations/beside", params={"id": [id, forked]}).status_code == 200
+
+
+def test_a_session_that_is_being_opened_says_so_and_can_be_cancelled(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronaut.web.sessions.BEGIN_SECONDS", 0.0)
+    first = served.act("/investigations", target="planted:mlp.2:1", experiments="500")
+    second = served.act("/investigations", target="planted:mlp.2:3", experiments="1")
+    job = second.headers["location"].partition("follow=")[2].partition("#")[0]
+    waits = served.client.get("/investigations?part=started").text
+    assert "planted:mlp.2:3" in waits and "waits behind" in waits and f'data-cancels="{job}"' in waits
+    served.client.delete(f"/jobs/{job}", headers={"X-CSRF-Token": served.csrf})
+    assert "planted:mlp.2:3" not in served.client.get("/investigations?part=started").text
+
+    path = begun(served.client, first)
+    assert served.act(f"{path}/stop").status_code == 303
+    until(lambda: served.session(path.rpartition("/")[2])["standing"] == "interrupted")
+    told: list[str] = []
+    assert served.act(f"{path}/resume").headers["location"] == path
+
+    def resumed() -> bool:
+        told.append(served.client.get(f"{path}?part=started").text)
+        return served.session(path.rpartition("/")[2])["standing"] == "running"
+
+    until(resumed)
+    assert any("is being started: opening planted." in text for text in told), told
+    assert served.act(f"{path}/stop").status_code == 303
+    until(lambda: served.session(path.rpartition("/")[2])["standing"] == "interrupted")
 
 
 @pytest.mark.parametrize(
@@ -393,9 +437,7 @@ def test_a_session_asks_the_servers_language_model_within_its_budget(
     refused = start(budget="calls=31")
     assert refused.status_code == 400 and "calls=31, left 30" in refused.json()["error"]
     assert "positive" in start(budget="calls=0").json()["error"]
-    begun = start(budget="calls=12")
-    assert begun.status_code == 303, begun.json()
-    id = begun.headers["location"].rpartition("/")[2]
+    id = begun(client, start(budget="calls=12")).rpartition("/")[2]
 
     def report() -> dict[str, Any]:
         return client.get(f"/investigations/{id}?format=json").json()

@@ -1,7 +1,8 @@
 """Commands that the server runs in a process of their own: `neuronaut investigate`, as it is typed.
 
 So a session that was started by a button and one that was started by hand are the same, and either goes on with the
-other. What a command prints is told line by line; Ctrl-C is what a cancelled one gets, so that it stops cleanly.
+other. What a command prints is told line by line, and before its first result what it says beside it; Ctrl-C is what a
+cancelled one gets, so that it stops cleanly.
 """
 
 import io
@@ -28,15 +29,27 @@ def open_commands() -> Iterator[Perform]:
 
 
 def run_command(verb: str, arguments: Mapping[str, Any], tell: Tell) -> int:
-    """Run a verb; `tell` hears each line that it prints. Returns its exit code.
+    """Run a verb; `tell` hears each line of results, and before the first one what it says. Returns its exit code.
 
     Raises NeuronautError with what it said where that is an error's, and KeyboardInterrupt where it was interrupted.
     """
     said: deque[str] = deque(maxlen=20)
+    results = False
+
+    def tell_result(line: str) -> None:
+        nonlocal results
+        results = True
+        tell(line)
+
+    def tell_beside(line: str) -> None:
+        said.append(line)
+        if not results:
+            tell(line)
+
     before = sys.argv
     sys.argv = [PACKAGE, verb, *arguments["arguments"]]
     try:
-        with redirect_stdout(_Lines(tell)), redirect_stderr(_Lines(said.append)):
+        with redirect_stdout(_Lines(tell_result)), redirect_stderr(_Lines(tell_beside)):
             runpy.run_module(PACKAGE, run_name="__main__", alter_sys=False)
         code = 0
     except SystemExit as end:

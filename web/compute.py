@@ -206,7 +206,7 @@ async def _stream(request: Request, queue: JobQueue, job: Job) -> AsyncIterator[
             yield as_event("job", state)
 
 
-async def follow(job: Job) -> AsyncIterator[Mapping[str, Any]]:
+async def follow(job: Job) -> AsyncGenerator[Mapping[str, Any]]:
     """What a job is now, and again after every change, until it has ended."""
     changed, loop = asyncio.Event(), asyncio.get_running_loop()
 

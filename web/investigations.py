@@ -48,8 +48,16 @@ def investigations(
     question: str = "",
     target: str = "",
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    part: str = "",
+    follow: Annotated[str, Query(max_length=40)] = "",
 ) -> Response:
-    """List sessions, the latest first, of which all words of `q` are in target, reason, answer or hypotheses."""
+    """List sessions, the latest first, of which all words of `q` are in target, reason, answer or hypotheses.
+
+    `part=started` is those alone that wait or are being started here, as HTML; the page goes on to the session of the
+    job `follow` once it has begun.
+    """
+    if part == "started":
+        return pages.answer(request, "parts/started.html", {"started": _started(request), "follow": follow})
     asked = {"status": status, "question": question, "target": target}
     with stores.reading() as store:
         rows = store.journal.search(q, **asked, limit=PAGE + 1, offset=PAGE * (page - 1))
@@ -64,26 +72,30 @@ def investigations(
         "investigations": rows[:PAGE],
         "ends": ends,
         "started": _started(request),
+        "follow": follow,
         "policies": sessions.policies(settings(request)),
         "left": left,
     }
     return pages.answer(request, "investigations.html", data)
 
 
-def _started(request: Request) -> list[dict[str, Any]]:
-    """Sessions that wait or run here, and those that failed before they had begun."""
+def _started(request: Request, id: str | None = None) -> list[dict[str, Any]]:
+    """Sessions that wait or run here, and those that failed before they had begun; all of them, or one."""
     processes: Compute | None = request.app.state.compute
     jobs = [] if processes is None else processes.sessions.jobs()
     return [
         {
+            "id": job.id,
             "arguments": _told(job),
+            "begun": sessions.has_begun(job),
+            "progress": "" if sessions.has_begun(job) else job.progress,
             "state": job.state,
             "ahead": job.ahead,
             "error": job.error,
             "investigation": sessions.session_of(job),
         }
         for job in jobs
-        if not job.ended or job.state == "failed"
+        if (not job.ended or job.state == "failed") and id in (None, sessions.session_of(job))
     ]
 
 
@@ -160,10 +172,13 @@ _BESIDE = {
 
 @router.get("/investigations/{id}", summary="One investigation, all of it")
 def investigation(request: Request, id: str, pages: PagesOf, stores: StoresOf, part: str = "") -> Response:
-    """Show a session as it stands; `part=report` is the report alone, as HTML."""
+    """Show a session as it stands; `part=report` is the report alone, `part=started` how it is resumed, as HTML."""
     with stores.reading() as store:
         report = _report(store, id)
         now = sessions.standing(store, {"id": report.id, "status": report.status})
+        started = [] if now == "running" else _started(request, report.id)
+        if part == "started":
+            return pages.answer(request, "parts/started.html", {"started": started, "follow": ""})
         if wants_json(request):
             return as_json(report.to_json() | {"standing": now})
         drawn = Markup(body(report, examples=_examples(store, report)))
@@ -172,6 +187,8 @@ def investigation(request: Request, id: str, pages: PagesOf, stores: StoresOf, p
         data = {
             "report": report,
             "standing": now,
+            "started": started,
+            "follow": "",
             "drawn": drawn,
             "decisions": [(format_event({"kind": "decided", **d}), d) for d in store.journal.decisions(report.id)],
             "last": max((event["seq"] for event in store.journal.events(report.id)), default=0),
@@ -273,11 +290,11 @@ async def resume(request: Request, id: str, may: May, stores: StoresOf) -> Respo
 
 
 async def _go(job: Job) -> Response:
-    """Go to the session's page, or to the list where it waits for others."""
+    """Go to the session's page, or to the list, which follows it until it has begun."""
     id = await sessions.begun(job)
     if id is None and job.state == "failed":
         raise HTTPException(500 if job.fault else 400, job.error)
-    return RedirectResponse("/investigations" if id is None else f"/investigations/{id}", 303)
+    return RedirectResponse(f"/investigations?follow={job.id}#started" if id is None else f"/investigations/{id}", 303)
 
 
 @router.post("/investigations/{id}/stop", summary="Stop an investigation")

@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, suppress
 from typing import Any, Literal, NamedTuple
 
 from fastapi import HTTPException
@@ -25,6 +26,8 @@ from .stores import Stores
 
 POLL_SECONDS = 0.5
 """Seconds between two looks into the journal."""
+BEGIN_SECONDS = 2.0
+"""Seconds for which the answer to a button waits for the session to begin; what takes longer is followed."""
 QUIET_SECONDS = 15.0
 """Seconds after which a comment keeps a silent connection open."""
 POLICIES = ("scripted", "random")
@@ -160,6 +163,8 @@ def resume(compute: Compute, settings: Settings, store: Store, id: str) -> Job:
     row = store.journal.row(id)
     if (now := standing(store, row)) != "interrupted":
         raise HTTPException(409, f"{id} is not interrupted, it is {now.replace('_', ' ')}; there is nothing to resume")
+    if any(not job.ended and job.error is None and session_of(job) == id for job in compute.sessions.jobs()):
+        raise HTTPException(409, f"{id} is being resumed already; its page says how far that is")
     limits = _limits_to_resume(compute, store, row)
     arguments = ["--resume", id]
     if row["kind"] == "behaviour":
@@ -202,14 +207,21 @@ def session_of(job: Job) -> str | None:
     arguments = job.arguments["arguments"]
     if arguments[0] == "--resume":
         return arguments[1]
-    if not job.progress.startswith("{"):
+    if not has_begun(job):
         return None
     return json.loads(job.progress).get("investigation")
 
 
+def has_begun(job: Job) -> bool:
+    """Whether a session has told of an event; before that it says in words what is being opened."""
+    return job.progress.startswith("{")
+
+
 async def begun(job: Job) -> str | None:
-    """Wait until a job says which session it runs; None where it waits for others, or has ended without a word."""
-    async for state in follow(job):
-        if (id := session_of(job)) is not None or state["ahead"]:
-            return id
+    """Wait for a moment until a job says which session it runs; None where it waits, is still opening, or has ended."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(BEGIN_SECONDS), aclosing(follow(job)) as states:
+            async for state in states:
+                if (id := session_of(job)) is not None or state["ahead"]:
+                    return id
     return None

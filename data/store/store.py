@@ -143,15 +143,6 @@ class Store:
             raise reading.missing_source(self._connection, source)
         return found[0]
 
-    def overview(self) -> tallies.Overview:
-        """Counts by status, and distributions of scores beside baselines, source by source; soon, whatever the size.
-
-        >>> sum(store.overview().statuses["demo:mlp.1"].values())
-        256
-        """
-        with translate_errors(self.path):
-            return tallies.read_overview(self._connection)
-
     def written_norms(self, source: SourceId) -> dict[str, NDArray[np.float32]]:
         """By site, how long the decoder of each feature is there, (feature,); empty where one site is written."""
         rows = self._query("SELECT norms, width FROM sources WHERE name = ?", str(source))

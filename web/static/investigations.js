@@ -1,15 +1,32 @@
-// Forms that take a while say so, and two sessions are chosen, no more and no fewer, to lie side by side.
+// What is being started is followed until it has begun, and two sessions are chosen to lie side by side.
+import { csrf } from "./jobs.js";
 
-for (const form of document.querySelectorAll("[data-waits]")) {
-  form.addEventListener("submit", () => {
-    const button = form.querySelector("button");
-    const begun = Date.now();
-    const tell = () => (button.textContent = `${form.dataset.waits} ${Math.round((Date.now() - begun) / 1000)} s`);
-    button.disabled = true;
-    tell();
-    setInterval(tell, 1000);
-  });
+const started = document.querySelector("[data-started]");
+const PAUSE = 1000;
+
+async function look() {
+  if (!started?.querySelector("[data-live]")) return;
+  const address = new URL(location.href);
+  address.searchParams.set("part", "started");
+  try {
+    const response = await fetch(address);
+    // The server escapes whatever it quotes, and no page runs what is inline.
+    if (response.ok) started.innerHTML = await response.text();
+  } catch {
+    // A server that does not answer is asked again.
+  }
+  const begun = started.querySelector("[data-begun]");
+  if (begun) location.replace(begun.href);
+  else setTimeout(look, PAUSE);
 }
+setTimeout(look, PAUSE);
+
+started?.addEventListener("click", ({ target }) => {
+  const id = target.dataset.cancels;
+  if (!id) return;
+  target.disabled = true;
+  fetch(`/jobs/${id}`, { method: "DELETE", headers: { "X-CSRF-Token": csrf() } });
+});
 
 const button = document.querySelector("[data-beside]");
 if (button) {
