@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..data.store.store import Store
+    from ..subject.address import Feature
 
 DEBUG = "neuronaut.debug"
 """Key of `Context.meta`: whether tracebacks are wanted."""
@@ -202,6 +203,18 @@ def interruptible(describe_kept: Callable[[], str]) -> Generator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise Stopped(describe_kept()) from stop
+
+
+def chosen_features(store: "Store", texts: Sequence[str]) -> "list[Feature]":
+    """Look up the features that were named, each once, all of one model; an error where there are none."""
+    features = list(dict.fromkeys(feature for text in texts for feature in store.features(text)))
+    if not features:
+        raise NeuronautError(
+            f"{' '.join(texts)} names no feature that was ever active; harvest more text, or name others"
+        )
+    if len(models := sorted({feature.source.model for feature in features})) > 1:
+        raise NeuronautError(f"features of {' and '.join(models)} were named; wanted one model at a time")
+    return features
 
 
 class Progress:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import display
-from .common import Form, Progress, Row, emit, form_options, open_store, say
+from .common import Form, Progress, Row, chosen_features, emit, form_options, open_store, say
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
@@ -70,7 +70,6 @@ def _harvest(subject: "Subject", store: "Store") -> list[str]:
 
 def _label_features(subject: "Subject", store: "Store", texts: list[str]) -> list[Row]:
     """Label and score the features that are not done, and read the rows of all of them."""
-    from ..data.store.naming import chosen_features
     from ..explainers.rule import RuleExplainer
     from ..labelling.label import label
     from ..scorers.simulation import RuleSimulator

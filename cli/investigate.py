@@ -12,7 +12,7 @@ import click
 
 from ..subject.errors import NeuronautError
 from .causal.inputs import output_option, pair_options, seed_option, task_of
-from .common import Form, Progress, emit, interruptible, on_option, open_store, result_options, say
+from .common import Form, Progress, chosen_features, emit, interruptible, on_option, open_store, result_options, say
 from .label import scorer_option, subject_options
 from .llm_options import format_spent, llm_options, open_client, server_of, split_options
 from .progress_view import Watch
@@ -321,8 +321,6 @@ def run_sessions(
     if request.of_behaviour:
         yield _run_behaviour(store, request, client, on_event)
         return
-    from ..data.store.naming import chosen_features
-
     features = chosen_features(store, request.targets)
     say(f"opening {features[0].source.model}")
     from ..agent.session import investigate_all
@@ -424,7 +422,6 @@ def _open_worker(
     database: str, request: InvestigationRequest, language: "LLMOptions"
 ) -> "Generator[Callable[[SessionItem], str]]":
     from ..agent.session import perform_session
-    from ..data.store.naming import chosen_features
 
     with open_store(database, write=True) as store, open_client(language, store, budget=None) as client:
         ready = _open_features(store, chosen_features(store, request.targets), request, client)

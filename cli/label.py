@@ -16,6 +16,7 @@ from .common import (
     Row,
     all_of,
     as_json,
+    chosen_features,
     emit,
     interruptible,
     on_option,
@@ -281,7 +282,6 @@ def score(
       neuronaut score gpt2:mlp.5:0-99 -s detection,fuzzing -m openai:gpt-4o-mini
       neuronaut score gpt2:mlp.5:0-99 --from-stored
     """
-    from ..data.store.naming import chosen_features
     from ..labelling.label import score as score_features
     from ..labelling.label import score_from_stored
 

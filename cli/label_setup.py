@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .common import open_store, say
+from .common import chosen_features, open_store, say
 from .llm_options import open_client, server_of, split_options
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ def open_setup(
     quiet: bool = False,
 ) -> "Generator[LabelSetup]":
     """Open the database, the model under study, and what explains and judges; closes them afterwards."""
-    from ..data.store.naming import chosen_features
-
     language, rest = split_options(options)
     with open_store(database, write=True) as store, open_client(language, store, budget=limit, mode=mode) as client:
         chosen = chosen_features(store, features)

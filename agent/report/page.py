@@ -72,7 +72,7 @@ def _header(report: Report) -> Html:
         answer = el("blockquote", described(report.text), cites(source))
     rule = folded("The rule that code runs", report.rule) if report.rule else None
     facts: list[Part] = [
-        _fact("experiments", f"{len(report.experiments):,}", "ledger"),
+        _fact("experiments", _count_seen(report.experiments), "ledger"),
         _fact("predictions made before", f"{report.predictions:,}", "chain"),
         _fact("surveys", f"{len(report.surveys):,}", "ledger"),
         _fact("policy", report.policy, None),
@@ -113,6 +113,12 @@ def _holdout(report: Report) -> Html | None:
     )
     header = ("text", "metric", "", "value", "n", "baselines", "over the label")
     return section("holdout", "On text that was never shown", table(header, rows), _to_beat(report), note=note)
+
+
+def _count_seen(trials: Sequence[Trial]) -> str:
+    """How many were seen, and of how many where some failed or were not run."""
+    seen = sum(trial.status == "ok" for trial in trials)
+    return f"{seen:,}" if seen == len(trials) else f"{seen:,} of {len(trials):,}"
 
 
 def _to_beat(report: Report) -> Html | None:

@@ -103,7 +103,8 @@ class Journal:
         """Investigations, the latest first, of which all `words` are in target, reason, answer or hypotheses.
 
         `question` is what stayed open, `target` the beginning of a target. Rows have the columns of `rows` without
-        settings and provenance, and `question`, `text` (of the answer), and numbers of `experiments` and `rounds`.
+        settings and provenance, and `question`, `text` (of the answer), and numbers of `experiments` that went well and
+        `rounds`.
         """
         conditions, values = ["1"], list[object]()
         for word in words.split():
@@ -427,7 +428,8 @@ _SESSIONS = """WITH sessions AS (
     SELECT id, kind, target, policy, status, reason, created, ended, parent, explanation_id,
         (SELECT payload ->> 'question' FROM events WHERE investigation = this.id AND key = 'concluded') AS question,
         (SELECT payload ->> 'text' FROM events WHERE investigation = this.id AND key = 'frozen') AS text,
-        (SELECT count(*) FROM experiments WHERE investigation = this.id AND NOT survey) AS experiments,
+        (SELECT count(*) FROM observations AS seen JOIN experiments ON experiments.investigation = seen.investigation
+            AND name = experiment WHERE seen.investigation = this.id AND status = 'ok' AND NOT survey) AS experiments,
         (SELECT max(round) FROM experiments WHERE investigation = this.id) AS rounds
     FROM investigations AS this ORDER BY created DESC, id)"""
 _HAS_WORD = """(instr(lower(id || ' ' || target || ' ' || policy), lower(?{0}))

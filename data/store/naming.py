@@ -7,16 +7,10 @@ called x or, where none is, the one whose folder has that name. Where two could 
 import json
 import re
 import sqlite3
-from collections.abc import Sequence
 from os.path import isdir
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...subject.errors import NeuronautError
-
-if TYPE_CHECKING:
-    from ...subject.address import Feature
-    from .store import Store
 
 _ADDRESS = re.compile(r"(?P<model>.+?)(?P<rest>:[a-z_]+(?:\.[0-9]+)?(?:[:@].*)?)", re.DOTALL)
 
@@ -66,15 +60,3 @@ def _resolve(name: str) -> Path | None:
         return Path(name).expanduser().resolve()
     except (OSError, ValueError, RuntimeError):
         return None
-
-
-def chosen_features(store: "Store", texts: Sequence[str]) -> "list[Feature]":
-    """Look up the features that were named, each once, all of one model; an error where there are none."""
-    features = list(dict.fromkeys(feature for text in texts for feature in store.features(text)))
-    if not features:
-        raise NeuronautError(
-            f"{' '.join(texts)} names no feature that was ever active; harvest more text, or name others"
-        )
-    if len(models := sorted({feature.source.model for feature in features})) > 1:
-        raise NeuronautError(f"features of {' and '.join(models)} were named; wanted one model at a time")
-    return features
