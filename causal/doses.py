@@ -93,7 +93,8 @@ class DoseResponse:
         if self.usable is None:
             return f"the response is {going}; no strength keeps the KL elsewhere below {self.bound:g} nats{unit}"
         low, high = (f"{end:.2g}" for end in (self.usable.low, self.usable.high))
-        return f"the response is {going}; from {low} to {high} the KL elsewhere is below {self.bound:g} nats{unit}"
+        between = f"from {low} to about {high}, between what was measured,"
+        return f"the response is {going}; {between} the KL elsewhere is below {self.bound:g} nats{unit}"
 
     def picture(self, path: str | Path, *, title: str = "") -> None:
         """Draw effect, controls and side effects over strength, with their intervals."""

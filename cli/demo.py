@@ -93,7 +93,8 @@ def _label_features(subject: "Subject", store: "Store", texts: list[str]) -> lis
 
 
 def _next_steps(rows: list[Row], database: str) -> str:
-    best = max(rows, key=lambda row: row["score"] or 0.0)["feature"]
+    shown = [row for row in rows if "`self`" in (row["headline"] or "")]
+    best = max(shown or rows, key=lambda row: row["score"] or 0.0)["feature"]
     return "\n".join(
         (
             "Try next:",

@@ -7,8 +7,9 @@ nor a stronger scorer.
 
 Of several explanations those that were compared by one measure (scorer, backend, judge, metric) on the same `select`
 windows are ordered by its value. They take the places that they have together among all, which are in the order of
-their headline scores: the kind decides, then the value, then which is newer. What nobody judged comes after what was
-judged, and abstentions come last.
+their headline scores: the kind decides, then the value, then which is newer. What an investigation ended with and did
+not prove must be ahead by more than two decimals show. What nobody judged comes after what was judged, and abstentions
+come last.
 """
 
 from collections import Counter
@@ -56,6 +57,8 @@ class Candidate(NamedTuple):
     has_text: bool
     scores: Sequence[Score]
     """In the order in which they were added."""
+    unproven: bool = False
+    """Whether it is what an investigation ended with that did not support it."""
 
 
 def headline_score(scores: Iterable[Score]) -> Score | None:
@@ -114,8 +117,9 @@ def rank(candidates: Iterable[Candidate]) -> list[Candidate]:
 def _headline_order(candidate: Candidate) -> tuple[bool, bool, tuple[int, float], int]:
     headline = headline_score(candidate.scores)
     judged = headline is not None or bool(_selected(candidate))
-    key = (len(HEADLINES), 0.0) if headline is None else _headline_key(headline)
-    return not candidate.has_text, not judged, key, -candidate.id
+    kind, value = (len(HEADLINES), 0.0) if headline is None else _headline_key(headline)
+    behind = 2 * _TIE if candidate.unproven else 0.0
+    return not candidate.has_text, not judged, (kind, value + behind), -candidate.id
 
 
 def _selected(candidate: Candidate) -> dict[Measure, float]:

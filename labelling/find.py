@@ -321,6 +321,9 @@ def _compare(state: _State, by: By, store: Store | None) -> _Tail:
         highest = np.maximum(known.peak, -known.trough)
         largest = np.where(highest > 0, highest, np.nan)
         share = share_above(known.histogram, values[0].numpy(), known.tokens)
+        if negative:
+            # How often it is so low was not counted: it ranks as what is so low on every other token.
+            share = np.full(source.width, 0.5)
     return _Tail(
         source=source, negative=negative, values=values, positions=state.positions, largest=largest, share=share
     )

@@ -32,6 +32,7 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     row |= {} if looks is None else {"looks_at": looks}
     row |= _top_tokens(store, feature)
     row |= {"writes": written} if (written := _written(store, feature)) else {}
+    row |= {} if (investigation := describe_investigation(best)) is None else {"investigation": investigation}
     return row | {
         "rule": json.loads(best.explanation.rule) if best and best.explanation.rule else None,
         "predictor": json.loads(best.explanation.predictor) if best and best.explanation.predictor else None,
@@ -41,6 +42,13 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
         "scores": [_score(score) for score in scores],
         "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
     }
+
+
+def describe_investigation(stored: StoredExplanation | None) -> dict[str, Any] | None:
+    """Which investigation an explanation is the answer of, and how that ended; None of any other."""
+    if stored is None or (id := stored.explanation.provenance.get("investigation")) is None:
+        return None
+    return {"id": id, "ended": stored.explanation.provenance.get("verdict")}
 
 
 def _top_tokens(store: Store, feature: Feature) -> dict[str, list[dict[str, Any]]]:

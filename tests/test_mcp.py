@@ -110,7 +110,7 @@ def test_an_assistant_finds_tries_and_ablates_a_feature(database: Path) -> None:
 def test_there_is_no_tool_for_what_is_not_allowed(database: Path) -> None:
     async def use(client: Client) -> None:
         names = [tool.name for tool in (await client.list_tools()).tools]
-        assert names == ["search", "list", "show", "similar"]
+        assert names == ["sources", "search", "list", "show", "similar"]
         assert "--allow-compute" in line(await client.call_tool("run", {"prompts": ["x"]}))
         assert "--allow-write" in line(await client.call_tool("label", {"feature": SELF}))
 

@@ -74,6 +74,7 @@ def on_command_line(*arguments: object) -> list[dict[str, Any]]:
 PAIR = {"clean": "x = [1, 2", "corrupted": "x = (1, 2", "answer": "]", "wrong": ")"}
 ON_COMMAND_LINE = [part for name, text in PAIR.items() for part in (f"--{name}", text)]
 SAME: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
+    ("sources", {"provenance": True}, ("sources", "list", "-d", "DB")),
     ("search", {"query": "self"}, ("search", "self", "-d", "DB")),
     ("list", {"source": "demo:mlp.2", "limit": 3}, ("list", "demo:mlp.2", "--limit", "3", "-d", "DB")),
     ("show", {"feature": SELF, "count": 2, "provenance": True}, ("show", SELF, "-n", "2", "-d", "DB")),
@@ -223,7 +224,7 @@ WRONG: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("attribute", {"prompts": ["x"], "feature": SELF}, "feature goes with inputs; add inputs=integrated"),
     ("find", {"text": "a", "against": "b", "token": "a"}, "leave out against, or token"),
     ("label", {"feature": SELF}, "label is not allowed here; whoever runs the server may start it with --allow-write"),
-    ("delete", {}, "there is no operation 'delete'; wanted one of search, list, show, similar, find, try"),
+    ("delete", {}, "there is no operation 'delete'; wanted one of sources, search, list, show, similar, find, try"),
 )
 
 

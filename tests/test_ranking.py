@@ -318,3 +318,12 @@ def test_what_comes_later_is_ranked_by_the_rule_of_now(tmp_path: Path):
         good = store.explanations(FEATURE)[2]
         store.add_scores(good.id, [score(0.2, metric="auroc")])
         assert store.best(FEATURE).id == good.id
+
+
+@pytest.mark.parametrize(("value", "first"), [(0.894, 0), (0.904, 0), (0.92, 1)])
+def test_what_an_investigation_did_not_prove_must_be_ahead_by_more_than_two_decimals_show(
+    value: float, first: int
+) -> None:
+    label, answer = (Candidate(id, True, [judged(0, own)]) for id, own in enumerate((0.9, value)))
+    assert [candidate.id for candidate in rank([label, answer._replace(unproven=True)])][0] == first
+    assert [candidate.id for candidate in rank([label, answer])][0] == int(value > 0.9)

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from click.testing import CliRunner
 from neuronaut.cli.main import main
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
+from neuronaut.data.harvest.top_tokens import Ranked
 from neuronaut.data.store.store import Store
 from neuronaut.labelling.inspect import describe
 from neuronaut.subject.address import Feature, SourceId
 from neuronaut.subject.directions import TopTokens, directions, find_top_tokens, promoted, reaches_logits
+from neuronaut.subject.errors import NeuronautError
 from neuronaut.subject.model import Subject
 from neuronaut.subject.sources import Neurons
 from tests.encoders import tiny_encoder_subject
@@ -153,3 +157,34 @@ def test_a_harvest_finds_them_of_what_fired(store: Store) -> None:
     assert [subject.vocabulary[shift.id] for shift in shifts.promoted] == [effect.token for effect in own.top]
     assert shifts.suppressed[0].deviations == pytest.approx(own.bottom[0].value / own.spread, rel=1e-4)
     assert result.sources[1].top_tokens is None
+
+
+def test_tokens_are_sought_while_the_rest_is_written_and_no_longer_where_that_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written, ended = Event(), Event()
+
+    def seek(*_: object, progress: Ranked) -> NoReturn:
+        progress(0, 2)
+        assert written.wait(60)
+        try:
+            progress(1, 2)
+        finally:
+            ended.set()
+        raise AssertionError("the harvest has given up, and its tokens are still sought")
+
+    def write(*_: object, **__: object) -> None:
+        raise NeuronautError("the disk is full")
+
+    class Pause(Event):
+        def set(self) -> None:
+            super().set()
+            written.set()
+
+    monkeypatch.setattr("neuronaut.data.harvest.harvest.Event", Pause)
+    monkeypatch.setattr("neuronaut.data.harvest.harvest.add_top_tokens", seek)
+    monkeypatch.setattr("neuronaut.data.store.writing.write_shared_windows", write)
+    with Store(str(tmp_path / "full.db")) as store:
+        with pytest.raises(NeuronautError, match="the disk is full"):
+            harvest(Subject.load("demo"), ["mlp.2"], Corpus.load("stdlib"), store, tokens=5_000)
+        assert ended.is_set() and store.sources() == []

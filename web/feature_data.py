@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..data.ranking import headline_score
 from ..data.records import Example, Kind
 from ..data.store.people import PERSON, author_of, ratings_of
 from ..data.store.rows import StoredExplanation
 from ..data.store.store import Store
-from ..labelling.inspect import describe
+from ..labelling.inspect import describe, describe_investigation
 from ..rules.english import describe as tell_rule
 from ..rules.evaluate import simulate
 from ..rules.language import Rule, parse_rule
@@ -70,6 +71,7 @@ def feature_data(store: Store, feature: Feature, *, chosen: int | None = None, c
         "explanations": [tell(store, stored) for stored in candidates],
         "predicted_by": predictor and predictor.by,
         "windows": _windows(evidence.examples, predictor, count),
+        "investigated": sum(row["target"] == str(feature) for row in store.journal.search(target=str(feature))),
         **_neighbours(store, feature),
     }
 
@@ -77,7 +79,9 @@ def feature_data(store: Store, feature: Feature, *, chosen: int | None = None, c
 def tell(store: Store, stored: StoredExplanation) -> dict[str, Any]:
     """An explanation with its scores, ratings apart."""
     own = stored.explanation
-    scores = store.scores(stored.id)
+    every = store.scores(stored.id)
+    scores = [score for score in every if score.scorer != PERSON]
+    headline = headline_score(scores)
     return {
         "id": stored.id,
         "text": own.text,
@@ -88,8 +92,10 @@ def tell(store: Store, stored: StoredExplanation) -> dict[str, Any]:
         "author": author_of(own.provenance),
         "created": stored.created,
         "rule": json.loads(own.rule) if own.rule else None,
-        "scores": [_tell_score(score) for score in scores if score.scorer != PERSON],
-        "ratings": ratings_of(scores),
+        "scores": [_tell_score(score) for score in scores],
+        "headline_score": None if headline is None else scores.index(headline),
+        "investigation": describe_investigation(stored),
+        "ratings": ratings_of(every),
     }
 
 

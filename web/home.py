@@ -32,6 +32,7 @@ def overview_data(store: Store, source: str | None = None) -> dict[str, Any]:
         "sources": [{key: row[key] for key in _SOURCE_KEYS} for row in overview.sources],
         "features": sum(row["width"] for row in overview.sources),
         "explained": overview.explained,
+        "weak": sum(row["statuses"].get("weak", 0) for row in overview.sources),
         "sampled": len(overview.sample),
         "sample_bound": SAMPLE,
         "scores": [_scores(scores) for scores in overview.scores],
@@ -56,4 +57,5 @@ def _points(overview: Overview) -> list[dict[str, Any]]:
 def _best(overview: Overview) -> list[dict[str, Any]]:
     """The best explained features of the sample, each of another headline, to begin with."""
     scored = sorted((one for one in overview.sample if one.score is not None), key=lambda one: -(one.score or 0.0))
-    return [{"feature": one.feature, "score": one.score, "headline": one.headline} for one in scored[:6]]
+    names = ("feature", "score", "baseline", "headline")
+    return [{name: getattr(one, name) for name in names} for one in scored[:6]]

@@ -43,10 +43,29 @@ def search(
             else:
                 rows = store.search_rows(q, source=known, limit=limit, markers=MARKERS)
         sources = [row["source"] for row in store.sources()]
+        opens = _named(store, q.strip())
     if request.query_params.get("format") == "json":
         rows = [{key: _unmarked(value) for key, value in row.items()} for row in rows]
-    data = {"q": q, "by": by, "source": known, "results": rows, "sources": sources, "by_meaning": bool(models)}
+    data = {
+        "q": q,
+        "by": by,
+        "source": known,
+        "results": rows,
+        "sources": sources,
+        "by_meaning": bool(models),
+        "opens": opens,
+    }
     return pages.answer(request, "search.html", data)
+
+
+def _named(store: Store, text: str) -> str | None:
+    """The feature whose address a query is; None where it is none."""
+    if ":" not in text:
+        return None
+    try:
+        return str(store.feature(text))
+    except NeuronautError:
+        return None
 
 
 def _by_meaning(store: Store, q: str, models: list[str], source: str | None, limit: int) -> list[dict[str, Any]]:

@@ -72,6 +72,11 @@ def _sign_spaces(text: str) -> str:
     return text if text.strip(" ") else "␣" * len(text)
 
 
+def matches(text: str) -> str:
+    """The parts of a description that hold what a search matched; empty where none does."""
+    return "; ".join(part for part in text.split("; ") if "\ue000" in part)
+
+
 def _marks(text: str) -> Html:
     """The text with marks; one without its end, as where a match goes across a backtick, is left out."""
     pieces = [piece.replace("\ue000", "").replace("\ue001", "") for piece in _MARKED.split(text)]
@@ -92,6 +97,7 @@ def _count(value: float | None) -> str:
 
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "described": described,
+    "matches": matches,
     "token": token,
     "hundredths": _hundredths,
     "interval": _interval,

@@ -19,9 +19,10 @@ from ...explainers.explainer import AbstentionLimits, TrainBatch, abstention
 from ...labelling.inputs import Columns, EvidenceLoader
 from ...labelling.label import run_tasks, score_case
 from ...llm.client import LLMClient
+from ...rules.english import tell_headline
 from ...rules.evaluate import TokenGrid, predict
 from ...rules.language import Rule, parse_rule
-from ...rules.telling import can_be_told
+from ...rules.telling import can_be_told, shorten_to_tell
 from ...scorers.calibration import calibrate
 from ...scorers.holdout import Holdout
 from ...scorers.metrics import CONSTANT, CONSTANT_PREDICTION, difference
@@ -175,7 +176,21 @@ class FeatureExaminer:
         seen.update(self._batch.background.digests)
         if self._batch.tune is not None:
             seen.update(self._batch.tune.digests)
-        return Explanation(self._lab.feature, text, "investigation", rule=rule, seen=tuple(sorted(seen)))
+        label = self._lab.baseline
+        headline, predictor = None, None
+        if label is not None and rule is not None and label.rule == rule:
+            headline, predictor = label.headline, label.predictor
+        elif hypothesis.rule is not None:
+            headline = tell_headline(shorten_to_tell(hypothesis.rule), peak=self._lab.evidence.statistics.peak)
+        return Explanation(
+            self._lab.feature,
+            text,
+            "investigation",
+            rule=rule,
+            headline=headline,
+            predictor=predictor,
+            seen=tuple(sorted(seen)),
+        )
 
     def roles(self, hypothesis: Hypothesis) -> None:
         """No roles: a feature has no nodes."""

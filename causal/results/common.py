@@ -27,12 +27,16 @@ def report_row(report: "Report") -> Row:
     }
 
 
-def rank_row(sort: str, ranked: "Ranked") -> Row:
-    """The row of an effect's rank among controls of one sort; null where there is nothing to rank it among."""
+def rank_row(sort: str, ranked: "Ranked", *, metric: str) -> Row:
+    """The row of an effect's rank among controls of one sort; null where there is nothing to rank it among.
+
+    `effect` and those of the controls are of one `metric`, over all prompts or pairs together.
+    """
     rank = ranked.rank
     others = rank.controls if rank else ()
     return {
         "controls": sort,
+        "metric": metric,
         "n": len(others),
         "silent": ranked.silent,
         "effect": ranked.effect,

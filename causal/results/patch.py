@@ -13,6 +13,8 @@ from ..sweeps import SETTINGS
 from .common import Row, ends, rank_row, report_row
 
 METRICS = ("logit_difference", "log_probability", "kl")
+RANKED = "logit_difference"
+"""What is recovered of it is ranked among controls."""
 
 
 def patch_rows(
@@ -48,10 +50,14 @@ def _rank_controls(setup: CausalSetup, task: Task, count: int, seed: int) -> dic
         directions=tuple(SETTINGS),
         count=count,
         materials=setup.materials,
+        metric=RANKED,
         reference=setup.reference,
         seed=seed,
     )
-    return {direction: [rank_row(sort, rank) for sort, rank in by_sort.items()] for direction, by_sort in ranks.items()}
+    return {
+        direction: [rank_row(sort, rank, metric=RANKED) for sort, rank in by_sort.items()]
+        for direction, by_sort in ranks.items()
+    }
 
 
 def effect_row(effect: Effect) -> Row:

@@ -124,4 +124,4 @@ def _rank_controls(setup: CausalSetup, questions: Questions, trial: Trial, count
         reference=setup.reference,
         seed=seed,
     )
-    return [rank_row(sort, rank) for sort, rank in ranks.items()]
+    return [rank_row(sort, rank, metric="kl") for sort, rank in ranks.items()]

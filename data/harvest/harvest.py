@@ -11,9 +11,10 @@ sample of the corpus that the state carries along, by running it through the sub
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -332,14 +333,28 @@ def conclude(
     provenance: Mapping[str, object],
     watch: Watch,
 ) -> HarvestResult:
-    """Finish a state that has read all it should, and write it to the store with its `provenance`."""
+    """Finish a state that has read all it should, and write it to the store with its `provenance`.
+
+    Another thread finds the tokens that features raise, by weights alone, while this one writes.
+    """
     result = finish(subject, sources, corpus, state, seed=seed, mining=watch.mined)
-    own = {**provenance, **_describe_sites(sources)}
-    parts = add_top_tokens(subject, sources, result.sources, progress=watch.ranked)
-    result = replace(result, sources=parts, provenance={**result.provenance, **own})
+    result = replace(result, provenance={**result.provenance, **provenance, **_describe_sites(sources)})
     watch.writes()
-    store.write_harvest(result)
-    return result
+    given_up = Event()
+
+    def tell(done: int, of: int) -> None:
+        if given_up.is_set():
+            raise CancelledError
+        watch.ranked(done, of)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="tokens") as beside:
+        ranked = beside.submit(add_top_tokens, subject, sources, result.sources, progress=tell)
+        try:
+            store.write_harvest(result, ranked=ranked.result)
+        except BaseException:
+            given_up.set()
+            raise
+    return replace(result, sources=ranked.result())
 
 
 def _describe_sites(sources: Sequence[Source]) -> dict[str, object]:

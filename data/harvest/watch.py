@@ -13,8 +13,8 @@ class Watch:
     def mined(self, windows: int, of: int) -> None:
         """The text is read; silent windows were looked for in so many windows."""
 
-    def ranked(self, features: int, of: int) -> None:
-        """The text is mined; of so many features the tokens that they raise were found."""
-
     def writes(self) -> None:
-        """Everything is measured and is now written to the store."""
+        """What is measured is now written to the store."""
+
+    def ranked(self, features: int, of: int) -> None:
+        """Beside the writing: of so many features the tokens that they raise were found. Called by another thread."""

@@ -47,6 +47,9 @@ class Labelled(NamedTuple):
     density: float
     words: int
     headline: str | None
+    """Or the whole text, where there is none."""
+    baseline: float | None
+    """The best one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,14 @@ def read_overview(store: Store, source: str | SourceId | None = None) -> Overvie
         statuses = count_by_source(store.db.conn)
         rows = _read_sample(store.db.conn, known, explained=_count_explained(sources, statuses))
     sample = [
-        Labelled(row["feature"], row["score"], row["density"], count_words(row["explanation"]), row["headline"])
+        Labelled(
+            row["feature"],
+            row["score"],
+            row["density"],
+            count_words(row["explanation"]),
+            row["headline"] or row["explanation"],
+            row["baseline"],
+        )
         for row in rows
     ]
     return Overview(

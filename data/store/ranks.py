@@ -14,7 +14,8 @@ from ..records import Score
 
 _KINDS = ", ".join(str(kind) for kind in HEADLINES)
 _SCORES = f"""SELECT explanations.id, feature_id, negative, text IS NOT NULL AS has_text, explanations.status,
-        scores.id AS score_id, scorer, examples, metric, value, ci_low, ci_high, baselines, backend, judge,
+        explanations.provenance ->> 'verdict' AS verdict, scores.id AS score_id,
+        scorer, examples, metric, value, ci_low, ci_high, baselines, backend, judge,
         CASE examples WHEN 'select' THEN windows ELSE '[]' END AS windows
     FROM main.explanations LEFT JOIN main.scores ON explanation_id = explanations.id AND value IS NOT NULL
         AND (examples = 'select' OR (scorer, examples, metric) IN (VALUES {_KINDS}))"""
@@ -64,7 +65,12 @@ def rank_beside(connection: sqlite3.Connection, explanation_id: int) -> None:
 def _rank_feature(target: tuple[int, int], rows: Sequence[sqlite3.Row]) -> Iterator[_Row]:
     by_id = {id: list(own) for id, own in groupby(rows, key=lambda row: row["id"])}
     candidates = [
-        Candidate(id, bool(own[0]["has_text"]), [_read_score(row) for row in own if row["score_id"] is not None])
+        Candidate(
+            id,
+            bool(own[0]["has_text"]),
+            [_read_score(row) for row in own if row["score_id"] is not None],
+            unproven=own[0]["verdict"] not in (None, "supported"),
+        )
         for id, own in by_id.items()
     ]
     for place, candidate in enumerate(rank(candidates), start=1):

@@ -100,14 +100,14 @@ class Store:
 
     # Evidence
 
-    def write_harvest(self, result: HarvestResult) -> None:
-        """Store a harvest.
+    def write_harvest(self, result: HarvestResult, *, ranked: writing.Ranked | None = None) -> None:
+        """Store a harvest; `ranked` gives its sources with the tokens that they raise, where these are still sought.
 
         The same harvest twice changes nothing; a new one of a source replaces its statistics and examples, and
         leaves its explanations.
         """
         with transaction(self.db, self.path) as connection:
-            writing.write_harvest(connection, result)
+            writing.write_harvest(connection, result, ranked=ranked)
         self._windows.forget()
 
     def check_source(

@@ -11,6 +11,7 @@ from .results import Result
 
 if TYPE_CHECKING:
     from ...subject.address import SourceId
+    from ...subject.model import Subject
 
 
 class TryArguments(Arguments):
@@ -28,7 +29,8 @@ class FindArguments(Arguments):
     """Find the features that fire on a text, the most telling first; or that differ the most between two texts.
 
     `relative` is the activation in units of the feature's largest one in the corpus, `share` the share of the corpus's
-    tokens on which it is at least as high.
+    tokens on which it is at least as high; most telling is what has a high one and a low other. With `against`, `token`
+    is where the feature is highest in whichever text it is higher in.
     """
 
     text: Annotated[Text, Field(description="The text.")]
@@ -57,7 +59,15 @@ def try_feature(context: Context, arguments: TryArguments) -> Result:
     notes = subject.remarks(arguments.texts)
     if any(row["predicted"] is None for row in rows):
         notes = [*notes, "predicted is null: the feature has no rule that could predict"]
-    return Result(rows, tuple(notes))
+    return Result(rows, (*notes, *_position_notes(subject)))
+
+
+def _position_notes(subject: "Subject") -> tuple[str, ...]:
+    """How positions differ from those of tools that run prompts, where the model puts a token of its own in front."""
+    if subject.bos is None:
+        return ()
+    first = subject.vocabulary[subject.bos]
+    return (f"position 0 is the text's own first token; in run, lens, attention and edits {first} is 0, and this is 1",)
 
 
 def find_features(context: Context, arguments: FindArguments) -> Result:
@@ -82,7 +92,7 @@ def find_features(context: Context, arguments: FindArguments) -> Result:
             count=arguments.count,
         )
     notes = (*subject.remarks(texts), *(() if hits else ("no feature is active there",)))
-    return Result(describe_hits(context.store, sources, hits), notes)
+    return Result(describe_hits(context.store, sources, hits), (*notes, *_position_notes(subject)))
 
 
 def _choose_sources(context: Context, arguments: FindArguments) -> "list[SourceId]":

@@ -24,14 +24,18 @@ EDIT_FORM = (
     "SITE[:UNITS]CHANGE[@POSITIONS], with the feature's full address if you like: the site mlp.2 (neurons), head.1, "
     "resid_post.2 or resid_post.2@sae (a dictionary); the units 17, 0-9 or all if left out; the change =0 (ablate), "
     "=mean, =1.5, *=2, +=1.5, +=1q (q: the unit's largest activation in reference text), >=0, =patch (values of "
-    "another run); the positions last, 3-5 or '\" name\"', all if left out. For example demo:mlp.2:17=0"
+    'another run); the positions last, 3-5 or the token " name" in double quotes, all if left out; a first token that '
+    "the model itself puts in front is 0. For example demo:mlp.2:17=0"
 )
 Answer = Annotated[
     str | None,
     Field(max_length=200, description="The next token that is asked about, with its space; the likeliest by default."),
 ]
 Wrong = Annotated[str | None, Field(max_length=200, description="The token that the answer is set against.")]
-Positions = Annotated[str, Field(max_length=100, description="Of the prompt: last, all, 3-5, -2 or '\" name\"'.")]
+Positions = Annotated[
+    str,
+    Field(max_length=100, description='Of the prompt: last, all, 3-5, -2 or a token in double quotes, as in " name".'),
+]
 Controls = Annotated[int, Field(ge=0, le=50, description="Controls of each sort that a single edit is ranked among.")]
 Seed = Annotated[int, Field(ge=0, le=2**31, description="Of what is random.")]
 Edits = Annotated[list[Annotated[str, Field(min_length=3, max_length=500)]], Field(max_length=EDITS)]
@@ -62,10 +66,16 @@ class PairArguments(Arguments):
         Literal["induction", "brackets", "variable", "ioi"] | None, Field(description="Pairs from a generator.")
     ] = None
     rows: Annotated[int, Field(ge=1, le=PAIRS, description="Pairs that the generator draws.")] = 16
-    clean: Annotated[Text | None, Field(description="One pair: the prompt that asks for the answer,")] = None
-    corrupted: Annotated[Text | None, Field(description="one that asks for another, of as many tokens,")] = None
-    answer: Answer = None
-    wrong: Wrong = None
+    clean: Annotated[Text | None, Field(description="Of one pair, the prompt that asks for the answer.")] = None
+    corrupted: Annotated[
+        Text | None, Field(description="Of one pair, a prompt of as many tokens that asks for wrong.")
+    ] = None
+    answer: Annotated[
+        str | None, Field(max_length=200, description="Of one pair, the next token after clean, with its space.")
+    ] = None
+    wrong: Annotated[
+        str | None, Field(max_length=200, description="Of one pair, the next token after corrupted, with its space.")
+    ] = None
     pairs: Annotated[
         list[Pair], Field(max_length=PAIRS, description="Several pairs, each with clean, corrupted, answer and wrong.")
     ] = []

@@ -69,6 +69,7 @@ def _without_titles(schema: Any) -> Any:
 
 
 OPERATIONS: Mapping[str, Operation] = {
+    "sources": Operation(stored.SourcesArguments, stored.sources, rest="ask for one with list"),
     "search": Operation(stored.SearchArguments, stored.search, rest="ask again with a smaller limit, and an offset"),
     "list": Operation(stored.ListArguments, stored.list_features, rest="ask again with a smaller limit, and an offset"),
     "show": Operation(stored.ShowArguments, stored.show, rest="ask again with a smaller count"),

@@ -27,8 +27,8 @@ class RunArguments(PromptArguments):
     """See what the model says next, before and after edits: ablate a feature, set it, patch it.
 
     Gives the likeliest next tokens with their probabilities before and after, KL to the plain run in nats, what each
-    edit did, and, for a single edit, how its KL stands among those of controls. Without edits the plain run. `before`
-    and `after` of `measures` are those of the answer.
+    edit did, and, for a single edit, how its KL over all prompts stands among those of controls. Without edits the
+    plain run. `before` and `after` of `measures` are those of the answer; a rank of 0 is the likeliest token.
     """
 
     edits: Annotated[Edits, Field(description=f"Edits, all of which work together: {EDIT_FORM}.")] = []
@@ -54,7 +54,8 @@ class SteerArguments(PromptArguments):
             min_length=3,
             max_length=500,
             description="What is steered; its number gives way to the strengths: demo:resid_post.2@sae:40+=1q adds, "
-            "=1q sets (q: in units of the feature's largest activation), *=1 scales.",
+            "=1q sets (q: in units of its largest activation in reference text, not of its peak in the corpus), "
+            "*=1 scales.",
         ),
     ]
     strengths: Annotated[
@@ -78,10 +79,14 @@ class PatchArguments(PairArguments):
 
     denoise puts clean values into the corrupted prompt and shows what suffices for the answer, noise puts corrupted
     values into the clean one and shows what is needed. `recovered` is 0 where nothing came of it, 1 where the whole
-    prompt might as well have been exchanged. Pairs come from a task, or are your own.
+    prompt might as well have been exchanged. Pairs come from a task, or are your own. `controls` say how the
+    logit difference that a single edit recovers stands among that of controls, in the rows of every metric.
     """
 
-    edits: Annotated[Edits, Field(min_length=1, description=f"Edits, =patch among them: {EDIT_FORM}.")]
+    edits: Annotated[
+        Edits,
+        Field(min_length=1, description=f"Edits, of which =patch moves values from one run to the other: {EDIT_FORM}."),
+    ]
     metrics: Annotated[list[Metric], Field(min_length=1, max_length=6, description="What is measured.")] = [
         "logit_difference",
         "log_probability",

@@ -1,4 +1,4 @@
-"""Operations that ask the database alone: search, list, show, similar."""
+"""Operations that ask the database alone: sources, search, list, show, similar."""
 
 from typing import Annotated, Literal
 
@@ -34,7 +34,8 @@ class SearchArguments(Filters):
     """Find features by the words of their explanations, the best match first.
 
     A row is a feature with its explanation and the score that the explanation got on text that the explainer never
-    saw. Words in double quotes must stand together. To find features by a text that they fire on, use find.
+    saw. All words must be there; those in double quotes stand together. To find features by a text on which they fire,
+    use find.
     """
 
     query: Annotated[str, Field(min_length=1, max_length=500, description="Words of the explanation.")]
@@ -58,7 +59,18 @@ class ShowArguments(Arguments):
 
     feature: FeatureAddress
     count: Annotated[int, Field(ge=0, le=20, description="Texts that activate it most.")] = 3
-    provenance: Annotated[bool, Field(description="Where every number comes from.")] = False
+    provenance: Annotated[
+        bool, Field(description="Where every number comes from, and the longer rule (predictor) that predicts.")
+    ] = False
+
+
+class SourcesArguments(Arguments):
+    """Say which sources the database holds: the neurons of a layer, or a dictionary, each with its model.
+
+    `alive` are the features that ever fired, `explained` those with an explanation; `tokens` of the `corpus` were read.
+    """
+
+    provenance: Annotated[bool, Field(description="How each was harvested.")] = False
 
 
 class SimilarArguments(Arguments):
@@ -66,6 +78,15 @@ class SimilarArguments(Arguments):
 
     feature: FeatureAddress
     limit: Limit = 10
+
+
+def sources(context: Context, arguments: SourcesArguments) -> Result:
+    """List what was harvested."""
+    rows = context.store.sources()
+    if not arguments.provenance:
+        for row in rows:
+            del row["provenance"]
+    return Result(rows, () if rows else ("nothing was harvested yet",))
 
 
 def search(context: Context, arguments: SearchArguments) -> Result:
@@ -100,7 +121,7 @@ def _page(context: Context, rows: list[dict[str, object]], arguments: Filters) -
     end = arguments.offset + arguments.limit
     more = f"there are more rows; ask again with offset={end}" if len(rows) > end else None
     page = context.store.with_names(rows[arguments.offset : end])
-    notes = () if page else ("nothing was found; try other words, or fewer conditions",)
+    notes = () if page else ("nothing was found; all words and conditions must be met: try other ones, or fewer",)
     return Result(page, notes, more)
 
 
@@ -110,7 +131,7 @@ def show(context: Context, arguments: ShowArguments) -> Result:
 
     row = describe(context.store, context.store.feature(arguments.feature), count=arguments.count)
     if not arguments.provenance:
-        del row["provenance"]
+        del row["provenance"], row["predictor"]
         for score in row["scores"]:
             del score["provenance"]
     return Result(context.store.with_names([row]))

@@ -8,6 +8,7 @@ for (const form of document.querySelectorAll("[data-try]")) {
     const text = form.elements.text.value;
     const result = await compute("try", { feature: form.dataset.try, texts: [text] }, state);
     output.replaceChildren(...result.rows.map(draw), ...result.notes.map((note) => element("p", { class: "note" }, note)));
+    output.scrollIntoView({ block: "nearest" });
   });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
