@@ -4,8 +4,9 @@ A part of the explorer is a router in a module of its own, named in ROUTERS; its
 with its page.
 """
 
+import threading
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -65,6 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        threading.Thread(target=_read_ahead, args=(stores,), daemon=True, name="home").start()
         yield
         if app.state.compute is not None:
             app.state.compute.close()
@@ -93,6 +95,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _tell_wrong_values)
     app.add_middleware(Guard, settings=settings)
     return app
+
+
+def _read_ahead(stores: Stores) -> None:
+    """Read what the first page shows before it is asked for; what is wrong with it is told to who asks."""
+    with suppress(NeuronautError):
+        home.read_home(stores)
 
 
 async def _tell_error(request: Request, error: Exception) -> Response:

@@ -21,8 +21,12 @@ def home(
     request: Request, pages: Annotated[Pages, Depends(pages)], stores: Annotated[Stores, Depends(stores)]
 ) -> Response:
     """Show sources with counts by status, and the distributions of scores, baselines, densities and lengths."""
-    data = stores.remember("home", lambda store: overview_data(store) | {"maps": store.maps()})
-    return pages.answer(request, "home.html", data)
+    return pages.answer(request, "home.html", read_home(stores))
+
+
+def read_home(stores: Stores) -> dict[str, Any]:
+    """The page's data, remembered; of a million features in a file that no cache holds it takes seconds."""
+    return stores.remember("home", lambda store: overview_data(store) | {"maps": store.maps()})
 
 
 def overview_data(store: Store, source: str | None = None) -> dict[str, Any]:

@@ -423,6 +423,12 @@ def m017_tokens_and_maps(db: Database) -> None:
         db.conn.execute(statement)
 
 
+def m018_unproven(db: Database) -> None:
+    """Rank features again that were investigated: what is not proven must be clearly ahead."""
+    investigated = "SELECT feature_id, negative FROM main.explanations WHERE provenance ->> 'verdict' IS NOT NULL"
+    rank_features(db.conn, f"(feature_id, negative) IN ({investigated})")
+
+
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m001_evidence,
     m002_explanations,
@@ -441,4 +447,5 @@ MIGRATIONS: tuple[Callable[[Database], None], ...] = (
     m015_shared_windows,
     m016_norms,
     m017_tokens_and_maps,
+    m018_unproven,
 )
