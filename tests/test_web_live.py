@@ -299,6 +299,14 @@ def test_a_session_that_is_being_opened_says_so_and_can_be_cancelled(
     assert served.act(f"{path}/stop").status_code == 303
     until(lambda: served.session(path.rpartition("/")[2])["standing"] == "interrupted")
 
+    short = {"target": "planted:mlp.2:7", "experiments": "1"}
+    path = begun(served.client, served.act("/investigations", **short))
+    until(lambda: served.session(path.rpartition("/")[2])["standing"] != "running")
+    # What was investigated before is not run again, and its page is found by the target.
+    again = served.act("/investigations", **short).headers["location"].partition("#")[0]
+    until(lambda: "It has ended: " in served.client.get(f"{again}&part=started").text)
+    assert 'href="/investigations?target=planted%3Amlp.2%3A7"' in served.client.get(f"{again}&part=started").text
+
 
 @pytest.mark.parametrize(
     ("form", "message"),

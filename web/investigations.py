@@ -57,7 +57,9 @@ def investigations(
     job `follow` once it has begun.
     """
     if part == "started":
-        return pages.answer(request, "parts/started.html", {"started": _started(request), "follow": follow})
+        return pages.answer(
+            request, "parts/started.html", {"started": _started(request, follow=follow), "follow": follow}
+        )
     asked = {"status": status, "question": question, "target": target}
     with stores.reading() as store:
         rows = store.journal.search(q, **asked, limit=PAGE + 1, offset=PAGE * (page - 1))
@@ -71,7 +73,7 @@ def investigations(
         "more": len(rows) > PAGE,
         "investigations": rows[:PAGE],
         "ends": ends,
-        "started": _started(request),
+        "started": _started(request, follow=follow),
         "follow": follow,
         "policies": sessions.policies(settings(request)),
         "left": left,
@@ -79,8 +81,8 @@ def investigations(
     return pages.answer(request, "investigations.html", data)
 
 
-def _started(request: Request, id: str | None = None) -> list[dict[str, Any]]:
-    """Sessions that wait or run here, and those that failed before they had begun; all of them, or one."""
+def _started(request: Request, id: str | None = None, *, follow: str = "") -> list[dict[str, Any]]:
+    """Sessions that wait or run here, failed before they had begun, or are followed; all of them, or one."""
     processes: Compute | None = request.app.state.compute
     jobs = [] if processes is None else processes.sessions.jobs()
     return [
@@ -95,7 +97,8 @@ def _started(request: Request, id: str | None = None) -> list[dict[str, Any]]:
             "investigation": sessions.session_of(job),
         }
         for job in jobs
-        if (not job.ended or job.state == "failed") and id in (None, sessions.session_of(job))
+        if (not job.ended or job.state == "failed" or (job.id == follow and job.state == "done"))
+        and id in (None, sessions.session_of(job))
     ]
 
 

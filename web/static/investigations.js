@@ -5,6 +5,8 @@ const started = document.querySelector("[data-started]");
 const PAUSE = 1000;
 
 async function look() {
+  const begun = started?.querySelector("[data-begun]");
+  if (begun) return location.replace(begun.href);
   if (!started?.querySelector("[data-live]")) return;
   const address = new URL(location.href);
   address.searchParams.set("part", "started");
@@ -15,9 +17,7 @@ async function look() {
   } catch {
     // A server that does not answer is asked again.
   }
-  const begun = started.querySelector("[data-begun]");
-  if (begun) location.replace(begun.href);
-  else setTimeout(look, PAUSE);
+  setTimeout(look, PAUSE);
 }
 setTimeout(look, PAUSE);
 
