@@ -220,12 +220,15 @@ def chosen_features(store: "Store", texts: Sequence[str]) -> "list[Feature]":
 class Progress:
     """Shows the progress of long work on stderr: a bar on a terminal, else a line every ten seconds."""
 
-    def __init__(self, what: str, *, total: int | None, unit: str, resumes: bool = False) -> None:
-        """`resumes`: the first number that is reached was done before, and rate and time left are of what follows."""
+    def __init__(self, what: str, *, total: int | None, unit: str, resumes: bool = False, workers: int = 0) -> None:
+        """`resumes`: the first number that is reached was done before, and rate and time left are of what follows.
+
+        The same holds of the first that each of `workers` does, which brings the worker's start with it.
+        """
         self._what, self._total, self._unit = what, total, unit
         self._bar: tqdm[Any] | None = None
         self._done, self._note, self._doing = 0, "", ""
-        self._resumes, self._before = resumes, 0
+        self._resumes, self._before, self._starting = resumes, 0, workers
         self._started = self._last_event = self._last_line = time.monotonic()
         self._silent = True
         self._block: int | None = None
@@ -280,6 +283,9 @@ class Progress:
         if self._resumes:
             self._resumes = False
             self.skip(done)
+        elif self._starting:
+            self._starting = max(0, self._starting - (done - self._done))
+            self.skip(done - self._done)
         advance, self._done, self._note, self._doing = done - self._done, done, note, ""
         if self._bar is not None:
             self._bar.update(advance)

@@ -326,7 +326,8 @@ def run_sessions(
     from ..agent.session import investigate_all
     from ..agent.tools.table import tools_for
 
-    with Progress("investigate", total=None, unit="sessions") as progress:
+    count = len(workers) if workers else 0
+    with Progress("investigate", total=None, unit="sessions", workers=count) as progress:
         ready = _open_features(store, features, request, client)
         if not ready.subject.inside:
             without = (name for name, tool in tools_for("feature").items() if tool.inside)

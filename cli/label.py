@@ -219,16 +219,16 @@ def _label_features(
     from ..labelling.label import label as label_features
 
     assert setup.explainer is not None
-    left = len(setup.features)
+    left, count = len(setup.features), len(workers) if workers else 0
 
     def skip(done: int) -> None:
         nonlocal left
         left -= done
         progress.expect(left, block=BLOCK)
         if left >= MANY:
-            _say_plan(setup, progress, redo=redo, jobs=len(workers) if workers else 1)
+            _say_plan(setup, progress, redo=redo, jobs=count or 1)
 
-    with Progress("label", total=left, unit="features") as progress:
+    with Progress("label", total=left, unit="features", workers=count) as progress:
         results = label_features(
             setup.features,
             setup.store,

@@ -836,6 +836,19 @@ def test_a_bar_counts_what_was_done_before_neither_for_the_rate(monkeypatch):
         assert (shown["n"], shown["initial"]) == (1_200_500, 1_200_000) and not shown["rate"]
 
 
+def test_the_first_results_of_workers_do_not_count_for_the_rate(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Progress("label", total=10, unit="features", workers=2) as progress:
+        for clock[0], done in ((40.0, 1), (41.0, 2), (52.0, 4), (63.0, 6)):
+            progress.reach(done)
+    assert capsys.readouterr().err.splitlines() == [
+        "label: 1 of 10 features",
+        "label: 4 of 10 features, 5.5 s each, 33 s left",
+        "label: 6 of 10 features, 5.5 s each, 22 s left",
+    ]
+
+
 def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
