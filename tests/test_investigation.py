@@ -59,6 +59,8 @@ def test_a_true_rule_is_supported_and_stored_with_its_scores(store: Store) -> No
     assert row["status"] == "supported", row["reason"]
     kept = store.explanation(row["explanation_id"])
     assert kept is not None and kept.explanation.rule == Rule.parse(TRUE_RULE).to_json()
+    text, headline = kept.explanation.text, kept.explanation.headline
+    assert headline is None or (text or "").startswith(headline)
     scores = {(s.examples, s.metric): s.value for s in store.scores(kept.id)}
     assert scores["context", "agreement"] == 1.0
 

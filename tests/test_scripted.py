@@ -97,6 +97,13 @@ def test_it_abstains_where_nothing_is_to_be_found(investigated: Investigated) ->
     assert {kind: investigated.sessions[kind].status for kind in SILENT} == dict.fromkeys(SILENT, "no_explanation")
 
 
+def test_headlines_are_the_beginning_of_texts(investigated: Investigated) -> None:
+    rows = [*investigated.store.db.query("SELECT text, headline, predictor FROM explanations")]
+    assert all((row["text"] or "").startswith(row["headline"]) for row in rows if row["headline"] is not None)
+    assert any(row["headline"] for row in rows)
+    assert {(row["headline"], row["predictor"]) for row in rows if row["text"] is None} == {(None, None)}
+
+
 def test_at_least_two_of_five_experiments_ask_for_silence(investigated: Investigated) -> None:
     for kind in KINDS:
         rows = [row for row in investigated.store.journal.experiments(investigated.sessions[kind].id) if not row.survey]

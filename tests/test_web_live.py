@@ -26,7 +26,8 @@ from neuronaut.cli.main import main
 from neuronaut.data.store.journal_values import Charge
 from neuronaut.data.store.store import Store
 from neuronaut.web.app import create_app
-from neuronaut.web.jobs import JobQueue
+from neuronaut.web.jobs import Job, JobQueue
+from neuronaut.web.sessions import look_at
 from neuronaut.web.settings import LanguageModel, Settings
 from neuronaut.web.worker import ModelProcess
 from tests import journals, planted
@@ -295,7 +296,7 @@ def test_a_session_that_is_being_opened_says_so_and_can_be_cancelled(
         return served.session(path.rpartition("/")[2])["standing"] == "running"
 
     until(resumed)
-    assert any("is being started: opening planted." in text for text in told), told
+    assert any("is being started: " in text for text in told), told
     assert served.act(f"{path}/stop").status_code == 303
     until(lambda: served.session(path.rpartition("/")[2])["standing"] == "interrupted")
 
@@ -319,6 +320,20 @@ def test_a_session_that_is_being_opened_says_so_and_can_be_cancelled(
 def test_a_wrong_start_is_told_in_a_line(served: Served, form: dict[str, str], message: str) -> None:
     answer = served.act("/investigations?format=json", **form)
     assert answer.status_code == 400 and message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "progress", "seen"),
+    [
+        (["demo:mlp.1:2"], "", (None, False, "")),
+        (["demo:mlp.1:2"], "opening demo", (None, False, "opening demo")),
+        (["demo:mlp.1:2"], "{'no': <json>}", (None, False, "{'no': <json>}")),
+        (["demo:mlp.1:2"], '{"investigation": "3fa92b"}', ("3fa92b", True, "")),
+        (["--resume", "3fa92b"], "opening demo", ("3fa92b", False, "opening demo")),
+    ],
+)
+def test_what_a_session_has_told_is_read(arguments: list[str], progress: str, seen: tuple[object, ...]) -> None:
+    assert look_at(Job("investigate", {"arguments": arguments}, 1, progress=progress)) == seen
 
 
 # Without a model

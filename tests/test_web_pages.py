@@ -20,6 +20,7 @@ from neuronaut.data.store.summary import summarise
 from neuronaut.labelling.inspect import describe
 from neuronaut.rules.evaluate import simulate
 from neuronaut.rules.language import parse_rule
+from neuronaut.web.text import matches
 
 from .stored import explanation, harvest_result, score
 from .web_world import FEATURE, OTHER, SOURCE, WIDTH, client, make_database
@@ -233,3 +234,19 @@ def test_serve_says_what_to_do(database: Path, options: list[str], words: str) -
 def test_serve_wants_a_language_model_with_a_budget(database: Path, options: list[str], words: str) -> None:
     done = CliRunner().invoke(main, ["serve", "-d", str(database), *options], env={"NEURONAUT_LLM": None})
     assert done.exit_code in (1, 2) and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "matched"),
+    [
+        (
+            "fires on `a; \ue000b\ue001`; never on `;`; weakly on `\ue000b\ue001`",
+            "fires on `a; \ue000b\ue001`; weakly on `\ue000b\ue001`",
+        ),
+        ("fires on `a`; never", ""),
+        ("a ` \ue000b\ue001", "\ue000b\ue001"),
+        (None, ""),
+    ],
+)
+def test_the_parts_of_a_description_that_a_search_matched(text: str | None, matched: str) -> None:
+    assert matches(text) == matched

@@ -8,6 +8,7 @@ cancelled one gets, so that it stops cleanly.
 import io
 import runpy
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -18,6 +19,8 @@ from .worker import Perform, Tell
 
 PACKAGE = (__package__ or "").partition(".")[0]
 INTERRUPTED = 130
+LONGEST = 1000
+"""Characters of a line that is told before the first result."""
 FAILED = (1, 2)
 """Exit codes of errors; what a command found out may have others."""
 
@@ -42,9 +45,10 @@ def run_command(verb: str, arguments: Mapping[str, Any], tell: Tell) -> int:
         tell(line)
 
     def tell_beside(line: str) -> None:
-        said.append(line)
-        if not results:
-            tell(line)
+        # Of a bar that is drawn again and again, the last; threads of libraries have no way to the server.
+        said.append(last := line.rpartition("\r")[2][:LONGEST])
+        if not results and threading.current_thread() is threading.main_thread():
+            tell(last)
 
     before = sys.argv
     sys.argv = [PACKAGE, verb, *arguments["arguments"]]

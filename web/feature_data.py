@@ -71,7 +71,7 @@ def feature_data(store: Store, feature: Feature, *, chosen: int | None = None, c
         "explanations": [tell(store, stored) for stored in candidates],
         "predicted_by": predictor and predictor.by,
         "windows": _windows(evidence.examples, predictor, count),
-        "investigated": sum(row["target"] == str(feature) for row in store.journal.search(target=str(feature))),
+        "investigated": store.journal.count(str(feature)),
         **_neighbours(store, feature),
     }
 

@@ -89,16 +89,17 @@ def _started(request: Request, id: str | None = None, *, follow: str = "") -> li
         {
             "id": job.id,
             "arguments": _told(job),
-            "begun": sessions.has_begun(job),
-            "progress": "" if sessions.has_begun(job) else job.progress,
+            "begun": seen.begun,
+            "progress": seen.opening,
             "state": job.state,
             "ahead": job.ahead,
             "error": job.error,
-            "investigation": sessions.session_of(job),
+            "investigation": seen.id,
         }
         for job in jobs
+        for seen in [sessions.look_at(job)]
         if (not job.ended or job.state == "failed" or (job.id == follow and job.state == "done"))
-        and id in (None, sessions.session_of(job))
+        and id in (None, seen.id)
     ]
 
 
@@ -177,11 +178,12 @@ _BESIDE = {
 def investigation(request: Request, id: str, pages: PagesOf, stores: StoresOf, part: str = "") -> Response:
     """Show a session as it stands; `part=report` is the report alone, `part=started` how it is resumed, as HTML."""
     with stores.reading() as store:
-        report = _report(store, id)
-        now = sessions.standing(store, {"id": report.id, "status": report.status})
-        started = [] if now == "running" else _started(request, report.id)
+        row = _row(store, id)
+        now = sessions.standing(store, row)
+        started = _started(request, row["id"])[-1:] if now == "interrupted" else []
         if part == "started":
             return pages.answer(request, "parts/started.html", {"started": started, "follow": ""})
+        report = _report(store, row["id"])
         if wants_json(request):
             return as_json(report.to_json() | {"standing": now})
         drawn = Markup(body(report, examples=_examples(store, report)))
@@ -201,12 +203,15 @@ def investigation(request: Request, id: str, pages: PagesOf, stores: StoresOf, p
     return pages.answer(request, "investigation.html", data)
 
 
-def _report(store: Store, id: str) -> Report:
+def _row(store: Store, id: str) -> dict[str, Any]:
     try:
-        full = store.journal.full_id(id)
+        return store.journal.row(store.journal.full_id(id))
     except NeuronautError as error:
         raise NotHere(str(error)) from error
-    return assemble(store.journal, full)
+
+
+def _report(store: Store, id: str) -> Report:
+    return assemble(store.journal, _row(store, id)["id"])
 
 
 def _examples(store: Store, report: Report) -> list[Example]:

@@ -202,19 +202,37 @@ def stop(compute: Compute, store: Store, id: str) -> Job:
     raise HTTPException(409, f"{id} cannot be stopped here: {where.replace('_', ' ')}")
 
 
-def session_of(job: Job) -> str | None:
-    """The id of the session that a job runs, once it has said so; known from the beginning of one that is resumed."""
-    arguments = job.arguments["arguments"]
-    if arguments[0] == "--resume":
-        return arguments[1]
-    if not has_begun(job):
+class Seen(NamedTuple):
+    """What a job of a session has told."""
+
+    id: str | None
+    """Of the session, known from the beginning of one that is resumed."""
+    begun: bool
+    """Whether the session has told of an event."""
+    opening: str
+    """What is being opened before that, in words."""
+
+
+def look_at(job: Job) -> Seen:
+    """See how far the job of a session is."""
+    # It changes while it is looked at.
+    progress, arguments = job.progress, job.arguments["arguments"]
+    told = _read_id(progress)
+    resumed = arguments[1] if arguments[0] == "--resume" else None
+    return Seen(resumed or told, told is not None, progress if told is None else "")
+
+
+def _read_id(line: str) -> str | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
         return None
-    return json.loads(job.progress).get("investigation")
+    return event.get("investigation") if isinstance(event, dict) else None
 
 
-def has_begun(job: Job) -> bool:
-    """Whether a session has told of an event; before that it says in words what is being opened."""
-    return job.progress.startswith("{")
+def session_of(job: Job) -> str | None:
+    """The id of the session that a job runs, as far as it is known."""
+    return look_at(job).id
 
 
 async def begun(job: Job) -> str | None:

@@ -55,6 +55,8 @@ _SPACE_RUN = re.compile("( {5,})")
 
 NOTHING = "–"
 """In place of a number that there is not."""
+_PARTS = re.compile(r"(?:`[^`]*`|;(?! )|[^;`])+|`")
+"""What stands between semicolons, those in backticks apart."""
 _MARKED = re.compile("\ue000(.*?)\ue001", re.DOTALL)
 
 
@@ -72,9 +74,9 @@ def _sign_spaces(text: str) -> str:
     return text if text.strip(" ") else "␣" * len(text)
 
 
-def matches(text: str) -> str:
+def matches(text: str | None) -> str:
     """The parts of a description that hold what a search matched; empty where none does."""
-    return "; ".join(part for part in text.split("; ") if "\ue000" in part)
+    return "; ".join(part.strip() for part in _PARTS.findall(text or "") if "\ue000" in part)
 
 
 def _marks(text: str) -> Html:

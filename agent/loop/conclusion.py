@@ -224,7 +224,15 @@ class Conclusion:
         elif (refusal := self._run.examiner.refusal()) is not None:
             explanation = refusal
         elif leader is not None and (unnamed := self._run.examiner.explanation("none", leader)) is not None:
-            explanation = replace(unnamed, text=None, rule=None, status="no_pattern", reason=concluded["reason"])
+            explanation = replace(
+                unnamed,
+                text=None,
+                rule=None,
+                headline=None,
+                predictor=None,
+                status="no_pattern",
+                reason=concluded["reason"],
+            )
         if explanation is None:
             return None
         provenance = {

@@ -181,7 +181,10 @@ class FeatureExaminer:
         if label is not None and rule is not None and label.rule == rule:
             headline, predictor = label.headline, label.predictor
         elif hypothesis.rule is not None:
-            headline = tell_headline(shorten_to_tell(hypothesis.rule), peak=self._lab.evidence.statistics.peak)
+            headline = tell_headline(shorten_to_tell(hypothesis.rule))
+        if headline is not None and not text.startswith(headline):
+            # The words are the policy's own.
+            headline = None
         return Explanation(
             self._lab.feature,
             text,

@@ -350,11 +350,14 @@ def conclude(
     with ThreadPoolExecutor(1, thread_name_prefix="tokens") as beside:
         ranked = beside.submit(add_top_tokens, subject, sources, result.sources, progress=tell)
         try:
-            store.write_harvest(result, ranked=ranked.result)
+            store.write_harvest(result)
+            # Others may write while the rest of the tokens is sought.
+            result = replace(result, sources=ranked.result())
         except BaseException:
             given_up.set()
             raise
-    return replace(result, sources=ranked.result())
+    store.write_tokens(result.sources)
+    return result
 
 
 def _describe_sites(sources: Sequence[Source]) -> dict[str, object]:

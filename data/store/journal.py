@@ -120,6 +120,10 @@ class Journal:
         sql = f"{_SESSIONS} SELECT * FROM sessions WHERE {' AND '.join(conditions)} LIMIT {limit:d} OFFSET {offset:d}"
         return self._query(sql, *values)
 
+    def count(self, target: str) -> int:
+        """How many investigations a target had."""
+        return self._query("SELECT count(*) AS n FROM investigations WHERE target = ?", target)[0]["n"]
+
     def ends(self) -> list[Row]:
         """How investigations ended, and with which question open: `status`, `question` and `count`, most first."""
         return self._query(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
-from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, Split
+from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, SourceResult, Split
 from . import listing, maps, merging, naming, people, reading, rows, tallies, words, writing
 from .calls import CallLog
 from .database import Row, connect, transaction, translate_errors
@@ -100,15 +100,16 @@ class Store:
 
     # Evidence
 
-    def write_harvest(self, result: HarvestResult, *, ranked: writing.Ranked | None = None) -> None:
-        """Store a harvest; `ranked` gives its sources with the tokens that they raise, where these are still sought.
-
-        The same harvest twice changes nothing; a new one of a source replaces its statistics and examples, and
-        leaves its explanations.
-        """
+    def write_harvest(self, result: HarvestResult) -> None:
+        """Store a harvest; the same one again changes nothing, a new one of a source leaves its explanations alone."""
         with transaction(self.db, self.path) as connection:
-            writing.write_harvest(connection, result, ranked=ranked)
+            writing.write_harvest(connection, result)
         self._windows.forget()
+
+    def write_tokens(self, sources: Sequence[SourceResult]) -> None:
+        """Store the tokens that the features of stored sources raise, where these were found later."""
+        with transaction(self.db, self.path) as connection:
+            writing.write_tokens(connection, sources)
 
     def check_source(
         self, source: SourceId, *, revision: str, model_revision: str, width: int, convention: Convention

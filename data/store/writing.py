@@ -8,7 +8,7 @@ one that was used is kept by hash, beside the user's own choices.
 import json
 import math
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -25,25 +25,17 @@ from .ranks import rank_new
 from .shared_windows import write_shared_windows
 from .top_tokens import write_top_tokens
 
-Ranked = Callable[[], Sequence[SourceResult]]
-"""Gives the sources of a harvest once the tokens that their features raise are known."""
 
-
-def write_harvest(connection: sqlite3.Connection, result: HarvestResult, *, ranked: Ranked | None = None) -> None:
-    """Write a harvest; of a source harvested before, statistics and examples are replaced.
-
-    What `ranked` gives has the tokens that features raise; it is waited for when all else is written.
-    """
+def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None:
+    """Write a harvest; of a source harvested before, statistics and examples are replaced."""
     windows = [row[row != PADDING] for row in result.windows]
     window_ids = _write_windows(connection, result, windows)
     _write_vocabulary(connection, result)
     connection.execute("DELETE FROM pool WHERE model = ?", [result.model])
     pool = ((result.model, int(row)) for row in np.unique(window_ids[result.pool]))
     connection.executemany("INSERT INTO pool (model, window_id) VALUES (?, ?)", pool)
-    ids = {source.source: _write_source(connection, result, source, window_ids) for source in result.sources}
-    for source in result.sources if ranked is None else ranked():
-        if source.top_tokens is not None:
-            write_top_tokens(connection, _feature_ids(connection, ids[source.source]), source.top_tokens)
+    for source in result.sources:
+        _write_source(connection, result, source, window_ids)
 
 
 def _write_windows(
@@ -68,7 +60,7 @@ def _write_vocabulary(connection: sqlite3.Connection, result: HarvestResult) -> 
 
 def _write_source(
     connection: sqlite3.Connection, result: HarvestResult, source: SourceResult, window_ids: NDArray[np.int64]
-) -> int:
+) -> None:
     source_id = _upsert_source(connection, result, source)
     lists = [array for examples in source.lists.values() for array in _list_arrays(examples, window_ids)]
     statistics = (source.count, source.mean, source.peak, source.trough, source.histogram)
@@ -76,7 +68,19 @@ def _write_source(
     previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [source_id]).fetchone()
     if previous is None or previous[0] != digest:
         _write_evidence(connection, result, source, source_id, window_ids, digest=digest)
-    return source_id
+    _write_tokens(connection, source, source_id)
+
+
+def write_tokens(connection: sqlite3.Connection, sources: Sequence[SourceResult]) -> None:
+    """Write the tokens that the features of stored sources raise."""
+    for source in sources:
+        (id,) = connection.execute("SELECT id FROM sources WHERE name = ?", [source.source]).fetchone()
+        _write_tokens(connection, source, id)
+
+
+def _write_tokens(connection: sqlite3.Connection, source: SourceResult, source_id: int) -> None:
+    if source.top_tokens is not None:
+        write_top_tokens(connection, _feature_ids(connection, source_id), source.top_tokens)
 
 
 def _write_evidence(
