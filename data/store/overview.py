@@ -79,10 +79,10 @@ def read_overview(store: Store, source: str | SourceId | None = None) -> Overvie
         Labelled(
             row["feature"],
             row["score"],
-            row["density"],
-            count_words(row["explanation"]),
-            row["headline"] or row["explanation"],
-            row["baseline"],
+            density=row["density"],
+            words=count_words(row["explanation"]),
+            headline=row["headline"] or row["explanation"],
+            baseline=row["baseline"],
         )
         for row in rows
     ]
