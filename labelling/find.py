@@ -106,7 +106,7 @@ class _Tail(NamedTuple):
     largest: NDArray[np.floating]
     """(feature,): in the corpus, of either sign; NaN where it is not known, or 0."""
     share: NDArray[np.float64]
-    """(feature,): of the first text's values, by which they are ranked; NaN where it is not known."""
+    """(feature,): of the first text's values, by which they are ranked; NaN where it is not known, or negative."""
 
     def feature(self, index: int) -> Feature:
         return Feature(self.source.id, index, self.negative)
@@ -148,7 +148,7 @@ def find(
                 feature=tail.feature(index),
                 activation=float(tail.values[0, index]),
                 relative=_number(float(relative[0, index])),
-                share=None if tail.negative else _number(float(tail.share[index])),
+                share=_number(float(tail.share[index])),
                 token=strings[higher][place],
                 position=place,
                 against=None if against is None else float(tail.values[1, index]),
@@ -162,7 +162,9 @@ def find(
 def _strength(tail: _Tail, relative: NDArray[np.float32]) -> NDArray[np.float64]:
     """By what one text's features are ranked (feature,), 0 where one is silent."""
     values = tail.values[0].numpy()
-    own = np.where(np.isnan(tail.largest), values, relative * -np.log2(tail.share))
+    # How often a negative tail is so low was not counted: it ranks as what is so low on every other token.
+    rarity = 1.0 if tail.negative else -np.log2(tail.share)
+    own = np.where(np.isnan(tail.largest), values, relative * rarity)
     return np.where(values > 0, own, 0.0)
 
 
@@ -320,10 +322,8 @@ def _compare(state: _State, by: By, store: Store | None) -> _Tail:
     if known is not None:
         highest = np.maximum(known.peak, -known.trough)
         largest = np.where(highest > 0, highest, np.nan)
-        share = share_above(known.histogram, values[0].numpy(), known.tokens)
-        if negative:
-            # How often it is so low was not counted: it ranks as what is so low on every other token.
-            share = np.full(source.width, 0.5)
+        if not negative:
+            share = share_above(known.histogram, values[0].numpy(), known.tokens)
     return _Tail(
         source=source, negative=negative, values=values, positions=state.positions, largest=largest, share=share
     )

@@ -353,9 +353,8 @@ def conclude(
             store.write_harvest(result)
             # Others may write while the rest of the tokens is sought.
             result = replace(result, sources=ranked.result())
-        except BaseException:
+        finally:
             given_up.set()
-            raise
     store.write_tokens(result.sources)
     return result
 
