@@ -145,7 +145,7 @@ class TextReader:
         other.convention = convention
         return other
 
-    @property
+    @cached_property
     def bos_id(self) -> int | None:
         """BOS, whether rows begin with it or not; None where the tokenizer has none."""
         if not self.causal:

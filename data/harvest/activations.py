@@ -245,8 +245,13 @@ def read_sites(subject: Subject, sites: Sequence[str], tokens: NDArray[np.intege
 
 def _with_telling(subject: Subject, sites: Sequence[str]) -> list[str]:
     """Sites, and those that tell which of their positions are massive."""
-    telling = filter(subject.convention.norm_limits.__contains__, (norm_site(subject, site) or "" for site in sites))
-    return list(dict.fromkeys([*sites, *telling]))
+    return list(dict.fromkeys([*sites, *_telling(subject, sites)]))
+
+
+def _telling(subject: Subject, sites: Iterable[str]) -> list[str]:
+    """The sites whose norms tell which positions of `sites` are massive."""
+    told = dict.fromkeys(norm_site(subject, site) for site in sites)
+    return [site for site in told if site is not None and site in subject.convention.norm_limits]
 
 
 def norm_site(subject: Subject, site: str) -> str | None:
@@ -264,7 +269,7 @@ def find_counted(
 
     tokens: (row, position) without BOS; vectors: site -> (row, position, width), BOS included.
     """
-    text = {name: without_bos(subject, tokens, whole) for name, whole in vectors.items()}
+    text = {site: without_bos(subject, tokens, vectors[site]) for site in _telling(subject, sites)}
     return _count(subject, sites, tokens, text)
 
 
@@ -275,10 +280,9 @@ def _count(
     counted = tokens >= 0
     if subject.convention.special_tokens:
         counted &= ~np.isin(tokens, list(subject.special_ids))
-    for telling in dict.fromkeys(norm_site(subject, site) for site in sites):
-        if telling is not None and (limit := subject.convention.norm_limits.get(telling)) is not None:
-            norms = vectors[telling].float().norm(dim=-1)
-            counted = counted & (norms <= limit).cpu().numpy()
+    for site in _telling(subject, sites):
+        norms = vectors[site].float().norm(dim=-1)
+        counted = counted & (norms <= subject.convention.norm_limits[site]).cpu().numpy()
     return counted
 
 

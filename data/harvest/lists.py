@@ -41,7 +41,7 @@ class Lists:
     activations: NDArray[np.float16]
     """Shape (F, K, position); beyond float16's range they are its largest number."""
     worst: NDArray[np.float32]
-    """The score to beat per feature and split, shape (F, 3)."""
+    """The score to beat per feature and split, shape (F, 3), the features of a split one after the other in memory."""
     offsets: NDArray[np.int64]
     """Where each split's entries begin and end along K, shape (4,)."""
 
@@ -54,7 +54,7 @@ class Lists:
             uid=np.full((width, k), NO_UID, np.int64),
             group=np.full((width, k), -1, np.int64),
             activations=np.zeros((width, k, positions), np.float16),
-            worst=np.full((width, 3), -np.inf, np.float32),
+            worst=np.full((3, width), -np.inf, np.float32).T,
             offsets=np.concatenate([[0], np.cumsum(capacities)]).astype(np.int64),
         )
 

@@ -144,6 +144,7 @@ class Scanner:
             raise NeuronautError("no C compiler was found for the harvest kernel; install gcc or clang")
         self.compiled = self._kernel is not None
         self._pool = ThreadPoolExecutor(torch.get_num_threads()) if torch.get_num_threads() > 1 else None
+        self._known: dict[int, tuple[SourceState, tuple[object, ...]]] = {}
 
     def scan(self, tile: Tensor, rows: Rows, state: SourceState, *, first_feature: int) -> None:
         """Scan activations (window, position, feature) of features `first_feature` onwards.
@@ -163,21 +164,20 @@ class Scanner:
 
     def _scan_compiled(self, tile: Tensor, rows: Rows, state: SourceState, first_feature: int) -> int:
         features = tile.shape[2]
-        parts = torch.get_num_threads() if self._pool is not None and features >= 256 else 1
+        if self._pool is None or features < 256:
+            return self._call(tile, rows, state, first_feature)
+        parts = torch.get_num_threads()
         edges = [features * part // parts // 64 * 64 for part in range(parts)] + [features]
         spans = [(start, stop) for start, stop in zip(edges, edges[1:], strict=False) if start < stop]
 
         def run(span: tuple[int, int]) -> int:
             return self._call(tile[:, :, span[0] : span[1]], rows, state, first_feature + span[0])
 
-        if len(spans) == 1 or self._pool is None:
-            return sum(map(run, spans))
         return sum(self._pool.map(run, spans))
 
     def _call(self, tile: Tensor, rows: Rows, state: SourceState, first_feature: int) -> int:
         windows, positions, features = tile.shape
         counted = np.ascontiguousarray(rows.counted)
-        lists = [_as_struct(part) for part in (state.top, state.bottom, state.quantile)]
         assert self._kernel is not None
         return self._kernel(
             ctypes.c_void_p(tile.data_ptr()),
@@ -192,13 +192,17 @@ class Scanner:
             _pointer(rows.hash),
             _pointer(rows.split),
             _pointer(counted),
-            _pointer(state.count),
-            _pointer(state.sum),
-            _pointer(state.peak),
-            _pointer(state.trough),
-            _pointer(state.histogram),
-            *(ctypes.byref(part) if part is not None else None for part in lists),
+            *self._arguments(state),
         )
+
+    def _arguments(self, state: SourceState) -> tuple[object, ...]:
+        """What the kernel is told of a state, whose arrays stay where they are; made once, as it takes as long as a tile."""
+        if id(state) not in self._known:
+            statistics = (state.count, state.sum, state.peak, state.trough, state.histogram)
+            lists = [_as_struct(part) for part in (state.top, state.bottom, state.quantile)]
+            whole = *map(_pointer, statistics), *(part and ctypes.byref(part) for part in lists)
+            self._known[id(state)] = state, whole
+        return self._known[id(state)][1]
 
 
 def scan_torch(tile: Tensor, rows: Rows, state: SourceState, *, first_feature: int) -> int:
@@ -278,6 +282,7 @@ class _List(ctypes.Structure):
 
     _fields_ = [  # noqa: RUF012
         *((name, ctypes.c_void_p) for name in ("score", "worst", "uid", "group", "activations")),
+        ("features", ctypes.c_int64),
         ("per_feature", ctypes.c_int64),
         ("offsets", ctypes.c_int64 * 4),
     ]
@@ -287,7 +292,7 @@ def _as_struct(lists: Lists | None) -> _List | None:
     if lists is None:
         return None
     pointers = (lists.score, lists.worst, lists.uid, lists.group, lists.activations)
-    return _List(*(_pointer(part) for part in pointers), lists.score.shape[1], (ctypes.c_int64 * 4)(*lists.offsets))
+    return _List(*map(_pointer, pointers), *lists.score.shape, (ctypes.c_int64 * 4)(*lists.offsets))
 
 
 def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
