@@ -153,7 +153,8 @@ class InTurns(Watch):
 
     def __init__(self, limit: Limit, *, every: int, batch: int) -> None:
         self.stretches: list[Stretch] = []
-        self._limit, self._every, self._batch, self._tokens = limit, every, batch, 0
+        self._limit, self._every, self._batch = limit, every, batch
+        self._done = self._tokens = 0
         self._before = limit.run(every)
         self._start = Duration.now()
 
@@ -164,9 +165,18 @@ class InTurns(Watch):
 
     def read(self, tokens: int) -> None:
         """End a stretch of reading where it is long enough."""
+        self._done = tokens
         if tokens - self._tokens >= self._every * self._batch:
-            self.cut(tokens - self._tokens)
-            self._tokens = tokens
+            self._cut_reading()
+
+    def mined(self, windows: int, of: int) -> None:
+        """End the last stretch of reading, which may be a short one."""
+        if self._done > self._tokens:
+            self._cut_reading()
+
+    def _cut_reading(self) -> None:
+        self.cut(self._done - self._tokens)
+        self._tokens = self._done
 
     def writes(self) -> None:
         """End the stretch of mining."""

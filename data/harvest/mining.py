@@ -47,11 +47,13 @@ def mine(
         str(source.id): _Miner(state, state.sources[str(source.id)], len(subject.vocabulary)) for source in sources
     }
     for start in range(0, len(rows), TILE_ROWS):
+        if progress is not None:
+            progress(start, len(rows))
         part = rows[start : start + TILE_ROWS]
         for tile in tiles(subject, sources, table.tokens[part]):
             miners[str(tile.source.id)].take(part[tile.rows], tile.silenced, first_feature=tile.first_feature)
-        if progress is not None:
-            progress(start + len(part), len(rows))
+    if progress is not None:
+        progress(len(rows), len(rows))
     return {name: miner.lists() for name, miner in miners.items()}
 
 

@@ -196,7 +196,7 @@ class Scanner:
         )
 
     def _arguments(self, state: SourceState) -> tuple[object, ...]:
-        """What the kernel is told of a state, whose arrays stay where they are; made once, as it takes as long as a tile."""
+        """What the kernel is told of a state, whose arrays stay where they are; made once, for it takes a while."""
         if id(state) not in self._known:
             statistics = (state.count, state.sum, state.peak, state.trough, state.histogram)
             lists = [_as_struct(part) for part in (state.top, state.bottom, state.quantile)]
