@@ -169,7 +169,7 @@ class InTurns(Watch):
         if tokens - self._tokens >= self._every * self._batch:
             self._cut_reading()
 
-    def mined(self, windows: int, of: int) -> None:
+    def mined(self, *_: int) -> None:
         """End the last stretch of reading, which may be a short one."""
         if self._done > self._tokens:
             self._cut_reading()

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -704,6 +705,33 @@ def test_what_was_not_expected_is_one_line_too(monkeypatch):
     monkeypatch.setattr("neuronaut.data.store.listing.iterate_rows", broken)
     error = run("list", code=1).stderr
     assert error == "Error: KeyError: 'river\\nbank'; this was not expected, --debug shows where it happened\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_harvest_that_is_interrupted_keeps_the_batch_under_way(world, tmp_path, monkeypatch, number):
+    scan, counted = data_harvest.scan_batch, []
+
+    def counting(*arguments: Any) -> None:
+        counted.append(1)
+        if len(counted) == stop_in:
+            signal.raise_signal(number)
+        scan(*arguments)
+
+    monkeypatch.setattr(data_harvest, "scan_batch", counting)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # that of a service manager would end the test
+    arguments = ["harvest", world.model, "mlp.2", "--corpus", world.corpus, "--window", "32", "-d"]
+    try:
+        stop_in = 3
+        assert "tokens, is kept in" in run(*arguments, str(tmp_path / "x.db"), code=130).stderr
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    stop_in = 0
+    rows_of(*arguments, str(tmp_path / "x.db"))
+    resumed = len(counted) - 3
+    rows_of(*arguments, str(tmp_path / "whole.db"))
+    assert len(counted) == 2 * (3 + resumed)
+    found = [rows_of("list", "-d", str(tmp_path / name)) for name in ("x.db", "whole.db")]
+    assert found[0] == found[1]
 
 
 def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from ...subject.head_writes import HeadWrites
 from ...subject.model import Subject
 from ...subject.sources import Neurons, Source
 from ..corpus import Corpus
+from ..interrupts import Interrupts
 from ..records import ExampleList, HarvestResult, Kind, SourceResult, TokenCounts
 from ..splits import Splits, assign
 from .activations import TILE_ROWS, WINDOWS, neurons, tiles
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ..store.store import Store
 
 CHECKPOINT_SECONDS = 60.0
+"""Between checkpoints, for each second that writing one takes, so that a large one costs no larger part of the time."""
 
 Progress = Callable[[int], None]
 """Called with the number of corpus tokens done so far."""
@@ -71,7 +73,7 @@ def collect(
     """Harvest one shard, going on from `checkpoint` where that file exists. See `harvest`.
 
     What the checkpoint says of itself is `about`, beside what `describe` tells. With `stop_at` no further window is
-    read once the state has so many tokens.
+    read once the state has so many tokens. SIGINT and SIGTERM wait until the batch under way is in the checkpoint.
     """
     check_window(subject, window)
     scanner = Scanner(compiled=compiled)
@@ -82,32 +84,50 @@ def collect(
     subject = subject.with_convention(state.convention)
     if stop_at is not None and state.tokens >= stop_at:
         return state
-    given, said = Given(), describe(sources, corpus, tokens) | dict(about or {})
-    saved, pruned = time.monotonic(), max(len(state.table.uid), 64 * rows)
+    given, pruned = Given(), max(len(state.table.uid), 64 * rows)
+    keeper = _Keeper(checkpoint, describe(sources, corpus, tokens) | dict(about or {}))
     if progress is not None:
         progress(state.tokens)
-    for number, batch in enumerate(
-        windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows, given=given)
-    ):
-        if number < state.batches:
-            continue
-        scan_batch(subject, sources, batch, scanner, state)
-        state.batches = number + 1
-        if len(state.table.uid) + len(state.unsaved) * rows > 2 * pruned:
-            state.prune()
-            pruned = max(len(state.table.uid), 64 * rows)
-        if progress is not None:
-            progress(state.tokens)
-        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            state.settle()
-            state.given = replace(given)
-            save_state(checkpoint, state, about=said)
-            saved = time.monotonic()
-        if stop_at is not None and state.tokens >= stop_at:
-            break
+    with Interrupts() as interrupts:
+        for number, batch in enumerate(
+            windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows, given=given)
+        ):
+            if number < state.batches:
+                continue
+            scan_batch(subject, sources, batch, scanner, state)
+            state.batches = number + 1
+            if len(state.table.uid) + len(state.unsaved) * rows > 2 * pruned:
+                state.prune()
+                pruned = max(len(state.table.uid), 64 * rows)
+            if progress is not None:
+                progress(state.tokens)
+            keeper.keep(state, given, at_once=interrupts.came)
+            if interrupts.came or (stop_at is not None and state.tokens >= stop_at):
+                break
+    if interrupts.came:
+        raise KeyboardInterrupt  # its handler went on, but this state is not whole
     state.given = given
     state.prune()
     return state
+
+
+class _Keeper:
+    """Writes checkpoints where it is time to."""
+
+    def __init__(self, path: Path | None, about: Mapping[str, object]) -> None:
+        self._path, self._about = path, about
+        self._due = time.monotonic() + CHECKPOINT_SECONDS
+
+    def keep(self, state: HarvestState, given: Given, *, at_once: bool) -> None:
+        """Write one if `at_once`, or if the last one is old."""
+        began = time.monotonic()
+        if self._path is None or not (at_once or began > self._due):
+            return
+        state.settle()
+        state.given = replace(given)
+        save_state(self._path, state, about=self._about)
+        ended = time.monotonic()
+        self._due = ended + CHECKPOINT_SECONDS * max(1.0, ended - began)
 
 
 def find_convention(subject: Subject, sources: Sequence[Source], splits: Splits, *, window: int) -> Convention:
@@ -302,6 +322,9 @@ def harvest(
         stop_at=plan.stop_at,
         progress=watch.read,
     )
+    if plan.checkpoint is not None and plan.checkpoint.exists():
+        # Mining may take minutes, and what is interrupted there goes on from here.
+        save_state(plan.checkpoint, state, about=describe(sources, corpus, plan.budget))
     stopped = {} if plan.stop_at is None else {"stopped_at": {"tokens": state.tokens, "budget": plan.budget}}
     own = {"corpus": splits.digest, "paths": dict(paths or {}), **stopped}
     result = conclude(subject, sources, corpus, state, store, seed=seed, provenance=own, watch=watch)

@@ -43,15 +43,15 @@ def mine(
     rows = np.flatnonzero(pool)
     rows = rows[np.argsort(window_hash(~table.uid[rows]), kind="stable")]
     rows = rows[: count_mined(-(-state.tokens // table.tokens.shape[1]), len(rows))]
-    miners = {
-        str(source.id): _Miner(state, state.sources[str(source.id)], len(subject.vocabulary)) for source in sources
-    }
+    miners = {str(source.id): _Miner(state, state.sources[str(source.id)]) for source in sources}
     for start in range(0, len(rows), TILE_ROWS):
         if progress is not None:
             progress(start, len(rows))
         part = rows[start : start + TILE_ROWS]
+        held = _tokens_held(table.tokens[part], len(subject.vocabulary))
         for tile in tiles(subject, sources, table.tokens[part]):
-            miners[str(tile.source.id)].take(part[tile.rows], tile.silenced, first_feature=tile.first_feature)
+            own = miners[str(tile.source.id)]
+            own.take(part[tile.rows], held[tile.rows], tile.silenced, first_feature=tile.first_feature)
     if progress is not None:
         progress(len(rows), len(rows))
     return {name: miner.lists() for name, miner in miners.items()}
@@ -60,6 +60,14 @@ def mine(
 def count_mined(harvested: int, pool: int) -> int:
     """How many windows of the pool are mined, where so many were harvested."""
     return min(pool, max(64, harvested // 32))
+
+
+def _tokens_held(tokens: NDArray[np.integer], vocabulary: int) -> NDArray[np.bool_]:
+    """Which tokens each window holds, (window, token); the last one, which PADDING's -1 names, is held by none."""
+    held = np.zeros((len(tokens), vocabulary + 1), bool)
+    np.put_along_axis(held, tokens.astype(np.int64), values=True, axis=1)
+    held[:, -1] = False
+    return held
 
 
 class _Examples(NamedTuple):
@@ -76,28 +84,34 @@ class _Examples(NamedTuple):
 class _Miner:
     """Collects the silent examples and near misses of one source."""
 
-    def __init__(self, state: "HarvestState", source: SourceState, vocabulary: int) -> None:
-        self._table, self._peak, self._vocabulary = state.table, source.peak, vocabulary
+    def __init__(self, state: "HarvestState", source: SourceState) -> None:
+        self._table, self._peak = state.table, source.peak
         self._tokens = _peak_tokens(state, source)
-        self._room = {kind: np.tile(capacity, (len(source.peak), 1)) for kind, capacity in CAPACITY.items()}
+        self._room = {
+            kind: np.repeat(np.array(capacity)[:, None], len(source.peak), axis=1)
+            for kind, capacity in CAPACITY.items()
+        }
+        """How many examples each split and feature may still get, (split, feature)."""
         self._examples: dict[Kind, list[_Examples]] = {kind: [] for kind in CAPACITY}
 
-    def take(self, rows: NDArray[np.int64], tile: torch.Tensor, *, first_feature: int) -> None:
-        """Look at activations (window, position, feature) of the table's `rows`, of features from `first_feature`."""
+    def take(self, rows: NDArray[np.int64], held: NDArray[np.bool_], tile: torch.Tensor, *, first_feature: int) -> None:
+        """Look at activations (window, position, feature) of the table's `rows`, of features from `first_feature`.
+
+        `held` says which tokens each window holds, (window, token).
+        """
         own = slice(first_feature, first_feature + tile.shape[2])
         peak = self._peak[own]
         quiet = (tile.amax(1).float().cpu().numpy() < SILENCE * peak) & (peak > 0)
         for i, row in enumerate(rows):
             split = int(self._table.split[row])
-            present = np.zeros(self._vocabulary + 1, bool)
-            present[self._table.tokens[row][self._table.tokens[row] >= 0]] = True
-            near = quiet[i] & present[self._tokens[own]].any(axis=1)
-            kinds: dict[Kind, NDArray[np.bool_]] = {"near_miss": near, "silent": quiet[i] & ~near}
-            for kind, chosen in kinds.items():
-                room = self._room[kind][own, split]
-                (features,) = np.nonzero(chosen & (room > 0))
+            room = {kind: left[split, own] for kind, left in self._room.items()}
+            wanting = np.flatnonzero(quiet[i] & ((room["near_miss"] > 0) | (room["silent"] > 0)))
+            near = held[i][self._tokens[own][wanting]].any(axis=1)
+            kinds: dict[Kind, NDArray[np.int64]] = {"near_miss": wanting[near], "silent": wanting[~near]}
+            for kind, features in kinds.items():
+                features = features[room[kind][features] > 0]
                 if len(features):
-                    room[features] -= 1
+                    room[kind][features] -= 1
                     values = as_half(tile[i, :, torch.from_numpy(features).to(tile.device)].T).cpu().numpy()
                     self._examples[kind].append(_Examples(features + first_feature, int(row), values))
 

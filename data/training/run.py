@@ -38,6 +38,7 @@ from ..corpus import Corpus
 from ..harvest.activations import ROWS, mark_counted, read_together, with_bos
 from ..harvest.massive import norm_limits, sample_windows
 from ..harvest.windows import check_window, windows
+from ..interrupts import Interrupts
 from ..records import SPLITS
 from ..splits import assign
 from .trainer import Recipe, Trainer
@@ -127,7 +128,8 @@ def train(
     With a `target`, another site, it is a transcoder: it learns to give that one's vectors. With `sites`, in the order
     of the forward pass and the last of them that of `id`, it is a crosscoder: it reads and rebuilds the vectors of all.
 
-    The same call again goes on where the last one was stopped; None where `stop` says so before the end. Raises
+    The same call again goes on where the last one was stopped; None where `stop` says so before the end; SIGINT and
+    SIGTERM wait until what was trained is kept. Raises
     NeuronautError where another run's checkpoint or dictionary is in the folder.
     """
     recipe.check()
@@ -142,15 +144,16 @@ def train(
         raise NeuronautError(f"{target} does not come after {id.site}; a transcoder writes behind what it reads")
     reads = tuple(sites) or (id.site,)
     feed = _Feed.open(subject, reads, (target,) if target else reads, corpus, recipe, window=window)
-    feed.stop = stop
     about = {"recipe": asdict(recipe), "site": id.site, "target": target, "corpus": feed.digest, "window": window}
     about |= {"model_revision": subject.revision, **({"sites": list(sites)} if sites else {})}
     folder.mkdir(parents=True, exist_ok=True)
     _check_folder(folder, about)
-    try:
-        return _Run(id, feed, recipe, folder, corpus=corpus.name, about=about, watch=watch or _Silent()).run()
-    except _Stopped:
-        return None
+    with Interrupts() as interrupts:
+        feed.stop = lambda: interrupts.came or stop()
+        try:
+            return _Run(id, feed, recipe, folder, corpus=corpus.name, about=about, watch=watch or _Silent()).run()
+        except _Stopped:
+            return None
 
 
 def _check_sites(subject: Subject, id: SourceId, sites: Sequence[str], target: str | None) -> None:
