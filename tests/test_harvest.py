@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from itertools import islice, permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -402,6 +403,64 @@ def checkpointed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any
             **options,
         )
     return max(tmp_path.glob("state-*.npz"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_checkpoints_that_take_long_are_written_rarely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = 0.0, []
+
+    def save(*_: object, **__: object) -> None:
+        nonlocal clock
+        written.append(clock)
+        clock += 3.0  # a state of gigabytes
+
+    def progress(_tokens: int) -> None:
+        nonlocal clock
+        clock += 20.0
+
+    with monkeypatch.context() as patch:  # of the module's name alone
+        patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock))
+        patch.setattr(module, "save_state", save)
+        collect(
+            subject(),
+            sources()[:1],
+            corpus(240),
+            assign(corpus(240)),
+            window=WINDOW,
+            rows=4,
+            checkpoint=tmp_path / "state",
+            progress=progress,
+        )
+    waits = np.diff(written) - 3.0
+    assert written[0] == 80.0 and len(waits) > 1 and all(3 * 60 <= wait <= 3 * 60 + 20 for wait in waits)
+
+
+def test_what_is_interrupted_after_the_last_batch_keeps_all_that_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
+    read: list[int] = []
+
+    def progress(tokens: int) -> None:
+        read.append(tokens)
+        if len(read) == 3:  # no checkpoint comes after this one
+            monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 1e9)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "finish", interrupted)
+    with Store(":memory:") as store, pytest.raises(KeyboardInterrupt):
+        harvest(
+            subject(),
+            sources()[:1],
+            corpus(240),
+            store,
+            window=WINDOW,
+            checkpoint=tmp_path / "state",
+            watch=Reader(progress),
+        )
+    (stopped,) = find_stopped(tmp_path / "state")
+    assert len(read) > 4 and stopped.tokens == read[-1]
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "other"])
