@@ -297,6 +297,8 @@ class Progress:
         The time of what is told with a total does not count for the rate: a block shares it.
         """
         self._doing = self._pace.format(what, done, total)
+        if self._pace.left is not None and self._total is not None:
+            self._doing += f", then {self._total - self._done:,} {self._unit}"
         if total:
             self._passes += done == 0
             self._shared_seconds += (spent := time.monotonic() - self._last_event)

@@ -896,7 +896,7 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(capsys, monk
     assert lines.pop() == "label: 56 of 100 features, 2.0 s each, 2 minutes left, 51 explained, m:mlp.1:4"
     assert lines == [
         "label: 0 of 100 features, background windows, 0% of 4",
-        "label: 0 of 100 features, background windows, 100% of 4, about 0 s left",
+        "label: 0 of 100 features, background windows, 100% of 4, about 0 s left, then 100 features",
         "label: 55 of 100 features, 5.0/s, 9 s left, 50 explained",
         "label: 56 of 100 features, 1.8 s each, 79 s left, 51 explained, m:mlp.1:3",
     ]
