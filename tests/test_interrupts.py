@@ -1,5 +1,6 @@
 """An interrupt waits until the work under way is whole; a second one does not."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -36,10 +37,31 @@ def test_a_second_one_is_delivered_at_once(terminated: list[int]) -> None:
     assert not terminated
 
 
-def test_an_interrupt_goes_before_what_ended_the_work() -> None:
-    with pytest.raises(KeyboardInterrupt), Interrupts():
+def test_an_error_that_ended_the_work_goes_before_it() -> None:
+    with pytest.raises(ValueError, match="broken"), Interrupts():
         signal.raise_signal(signal.SIGINT)
-        raise ValueError
+        raise ValueError("broken")
+
+
+def test_one_that_comes_while_handlers_are_put_back_is_delivered(
+    terminated: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = signal.signal
+
+    def interrupted(number: int, handler: object) -> object:
+        if number == signal.SIGINT:  # is put back first
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put(number, handler)
+
+    with Interrupts() as interrupts:
+        monkeypatch.setattr(signal, "signal", interrupted)
+    monkeypatch.undo()
+    assert terminated == [signal.SIGTERM] and not interrupts.came
+    with Interrupts():
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(signal, "signal", interrupted)
+    monkeypatch.undo()
+    assert terminated == [signal.SIGTERM] * 2, "the first one went with the second"
 
 
 def test_what_is_ignored_stays_ignored() -> None:

@@ -85,13 +85,15 @@ def collect(
     if stop_at is not None and state.tokens >= stop_at:
         return state
     given, pruned = Given(), max(len(state.table.uid), 64 * rows)
-    keeper = _Keeper(checkpoint, describe(sources, corpus, tokens) | dict(about or {}))
+    keeper = _Keeper(checkpoint, describe(sources, corpus, tokens) | dict(about or {}), kept=state.batches)
     if progress is not None:
         progress(state.tokens)
     with Interrupts() as interrupts:
         for number, batch in enumerate(
             windows(corpus, subject, splits, window=window, tokens=tokens, shard=shard, rows=rows, given=given)
         ):
+            if interrupts.came:
+                break
             if number < state.batches:
                 continue
             scan_batch(subject, sources, batch, scanner, state)
@@ -99,11 +101,13 @@ def collect(
             if len(state.table.uid) + len(state.unsaved) * rows > 2 * pruned:
                 state.prune()
                 pruned = max(len(state.table.uid), 64 * rows)
+            keeper.keep(state, given)
             if progress is not None:
                 progress(state.tokens)
-            keeper.keep(state, given, at_once=interrupts.came)
-            if interrupts.came or (stop_at is not None and state.tokens >= stop_at):
+            if stop_at is not None and state.tokens >= stop_at:
                 break
+        if interrupts.came:
+            keeper.keep(state, given, at_once=True)
     if interrupts.came:
         raise KeyboardInterrupt  # its handler went on, but this state is not whole
     state.given = given
@@ -114,19 +118,20 @@ def collect(
 class _Keeper:
     """Writes checkpoints where it is time to."""
 
-    def __init__(self, path: Path | None, about: Mapping[str, object]) -> None:
-        self._path, self._about = path, about
+    def __init__(self, path: Path | None, about: Mapping[str, object], *, kept: int) -> None:
+        """`kept` batches are in the checkpoint that there is."""
+        self._path, self._about, self._kept = path, about, kept
         self._due = time.monotonic() + CHECKPOINT_SECONDS
 
-    def keep(self, state: HarvestState, given: Given, *, at_once: bool) -> None:
-        """Write one if `at_once`, or if the last one is old."""
+    def keep(self, state: HarvestState, given: Given, *, at_once: bool = False) -> None:
+        """Write one if the last one is old, or `at_once` if it lacks a batch."""
         began = time.monotonic()
-        if self._path is None or not (at_once or began > self._due):
+        if self._path is None or self._kept == state.batches or not (at_once or began > self._due):
             return
         state.settle()
         state.given = replace(given)
         save_state(self._path, state, about=self._about)
-        ended = time.monotonic()
+        self._kept, ended = state.batches, time.monotonic()
         self._due = ended + CHECKPOINT_SECONDS * max(1.0, ended - began)
 
 
@@ -322,7 +327,7 @@ def harvest(
         stop_at=plan.stop_at,
         progress=watch.read,
     )
-    if plan.checkpoint is not None and plan.checkpoint.exists():
+    if plan.checkpoint is not None and plan.checkpoint.exists() and state.tokens > plan.done:
         # Mining may take minutes, and what is interrupted there goes on from here.
         save_state(plan.checkpoint, state, about=describe(sources, corpus, plan.budget))
     stopped = {} if plan.stop_at is None else {"stopped_at": {"tokens": state.tokens, "budget": plan.budget}}

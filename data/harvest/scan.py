@@ -291,6 +291,7 @@ class _List(ctypes.Structure):
 def _as_struct(lists: Lists | None) -> _List | None:
     if lists is None:
         return None
+    assert lists.worst.T.flags.c_contiguous
     pointers = (lists.score, lists.worst, lists.uid, lists.group, lists.activations)
     return _List(*map(_pointer, pointers), *lists.score.shape, (ctypes.c_int64 * 4)(*lists.offsets))
 

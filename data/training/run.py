@@ -153,7 +153,10 @@ def train(
         try:
             return _Run(id, feed, recipe, folder, corpus=corpus.name, about=about, watch=watch or _Silent()).run()
         except _Stopped:
-            return None
+            pass
+    if interrupts.came:
+        raise KeyboardInterrupt  # its handler went on, but this is no dictionary
+    return None
 
 
 def _check_sites(subject: Subject, id: SourceId, sites: Sequence[str], target: str | None) -> None:
