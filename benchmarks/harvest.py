@@ -169,9 +169,9 @@ class InTurns(Watch):
         if tokens - self._tokens >= self._every * self._batch:
             self._cut_reading()
 
-    def mined(self, *_: int) -> None:
-        """End the last stretch of reading, which may be a short one."""
-        if self._done > self._tokens:
+    def mined(self, windows: int, of: int) -> None:
+        """End the last stretch of reading, which may be a short one, when mining begins."""
+        if windows < of and self._done > self._tokens:
             self._cut_reading()
 
     def _cut_reading(self) -> None:
