@@ -82,7 +82,7 @@ def collect_by_hand(request: "HarvestRequest", apart: Apart) -> Row:
     request.pass_gate(opened)
     say(f"reading shard {shard} of {opened.corpus.name} for {_name_sources(opened)}")
     with (
-        interruptible(lambda: f"what was read is kept in {path}"),
+        interruptible(lambda: f"what was read up to the last checkpoint is kept in {path}"),
         Progress("harvest", total=None, unit="tokens", resumes=True) as progress,
     ):
         splits = assign(opened.corpus, seed=request.seed)

@@ -146,7 +146,7 @@ def train(
     say(subject.convention.sentence)
     end = None if minutes is None else time.monotonic() + 60 * minutes
     with (
-        interruptible(lambda: f"what was trained is kept in {folder}"),
+        interruptible(lambda: f"what was trained up to the last checkpoint is kept in {folder}"),
         Progress("train", total=tokens, unit="tokens") as bar,
     ):
         result = train_dictionary(

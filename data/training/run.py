@@ -128,9 +128,9 @@ def train(
     With a `target`, another site, it is a transcoder: it learns to give that one's vectors. With `sites`, in the order
     of the forward pass and the last of them that of `id`, it is a crosscoder: it reads and rebuilds the vectors of all.
 
-    The same call again goes on where the last one was stopped; None where `stop` says so before the end; SIGINT and
-    SIGTERM wait until what was trained is kept. Raises
-    NeuronautError where another run's checkpoint or dictionary is in the folder.
+    The same call again goes on where the last one was stopped; None where `stop` says so before the end. SIGINT and
+    SIGTERM wait until what was trained is kept. Raises NeuronautError where another run's checkpoint or dictionary is
+    in the folder.
     """
     recipe.check()
     if (target is not None or sites) and recipe.kind == "topk":
