@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -169,6 +170,7 @@ def test_a_ray_worker_that_is_killed_costs_no_call(
 def test_a_model_in_process_simulates_by_the_probabilities_of_its_prompt(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     config = GPT2Config(vocab_size=len(tokenizer), n_positions=2048, n_embd=32, n_layer=2, n_head=2)
+    torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
     run("label", "planted:mlp.2:3", "-e", "rule")

@@ -414,6 +414,7 @@ def test_loading_is_lazy_and_names_the_weights(tmp_path: Path, opened: Callable[
 def test_any_family_of_transformers_will_do(tmp_path: Path, opened: Callable[..., LocalLLM]) -> None:
     """OPT is no subject of ours; its positions follow from the attention mask."""
     sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 32}
+    torch.manual_seed(0)
     model = OPTForCausalLM(
         OPTConfig(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, word_embed_proj_dim=16, **sizes)
     )
