@@ -8,13 +8,15 @@ import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import click
 
@@ -42,7 +44,11 @@ SILENT_SECONDS = 10.0
 
 
 class Stopped(Exception):
-    """The user stopped a command; the message says what of its work is kept."""
+    """A command was stopped; the message says what of its work is kept."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
 
 
 class Listing(click.Group):
@@ -198,11 +204,21 @@ def say(text: str) -> None:
 
 @contextmanager
 def interruptible(describe_kept: Callable[[], str]) -> Generator[None]:
-    """Turn an interrupt into `Stopped` with what `describe_kept` says at that moment."""
+    """Turn an interrupt, or SIGTERM, into `Stopped` with what `describe_kept` says at that moment."""
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if mine:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except KeyboardInterrupt as stop:
         raise Stopped(describe_kept()) from stop
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def chosen_features(store: "Store", texts: Sequence[str]) -> "list[Feature]":

@@ -16,7 +16,7 @@ import click
 
 from ..subject.errors import NeuronautError, UnknownNameError
 from . import display
-from .common import ARGUMENTS, DEBUG, Stopped, debug_option, say
+from .common import ARGUMENTS, DEBUG, Stopped, Terminated, debug_option, say
 
 VERBS: Mapping[str, str] = {
     "demo": "demo:demo",
@@ -59,7 +59,7 @@ VERBS: Mapping[str, str] = {
 }
 """The module and the name of each verb, in the order of the help."""
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class Verbs(click.Group):
@@ -85,7 +85,7 @@ class Verbs(click.Group):
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a verb; an error becomes one line and exit code 1, an interrupt exit code 130."""
+        """Run a verb; an error becomes one line and exit code 1, an interrupt exit code 130, SIGTERM 143."""
         # Read by torch when it is imported: an idle OpenMP thread would spin on a core that the harvest's scan needs.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
@@ -97,7 +97,7 @@ class Verbs(click.Group):
             if ctx.meta.get(DEBUG):
                 raise
             say(_format_stop(stop, ctx.meta[ARGUMENTS]))
-            ctx.exit(INTERRUPTED)
+            ctx.exit(TERMINATED if isinstance(stop.__cause__, Terminated) else INTERRUPTED)
         except UnknownNameError as error:
             raise click.UsageError(display.visible(str(error))) from error
         except Exception as error:

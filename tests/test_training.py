@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,6 +142,28 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     card = json.loads((tmp_path / "parts" / "card.json").read_text(encoding="utf-8"))
     assert whole.loss is not None
     assert card["recipe"]["kind"] == kind and card["loss"]["recovered"] == whole.loss.recovered
+
+
+def test_an_interrupt_waits_until_the_batch_is_kept(
+    demo: Subject, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(demo, SITE, corpus, tmp_path / "whole", RECIPE)
+    assert whole is not None
+    log, step = Log(), Trainer.step
+
+    def interrupted(trainer: Trainer, inputs: Tensor, targets: Tensor) -> float:
+        if log.seen == 2 * RECIPE.batch:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, inputs, targets)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", interrupted)
+        train(demo, SITE, corpus, tmp_path / "parts", RECIPE, watch=log)
+    assert log.seen == 3 * RECIPE.batch, "and goes on behind it, as the log demands"
+    parts = train(demo, SITE, corpus, tmp_path / "parts", RECIPE, watch=log)
+    assert parts is not None
+    for name, tensor in whole.dictionary.tensors().items():
+        assert torch.equal(parts.dictionary.tensors()[name], tensor), name
 
 
 def test_a_transcoder_stands_for_the_mlp(demo: Subject, corpus: Corpus, tmp_path: Path) -> None:
