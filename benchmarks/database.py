@@ -4,8 +4,9 @@
 
 The database is made where there is none (synthetic_database.py), with a vector for every explanation. Every question
 is asked REPEATS times in a process of its own that has asked nothing before; the table gives the time of the first
-answer and of the best, CPU time of the best (which other jobs on the machine do not count in), and the peak memory of
-that process. Commands are whole processes, from start to end. Vectors of queries are synthetic.
+answer, of a file that the system's cache was told to drop, and of the best, CPU time of the best (which other jobs on
+the machine do not count in), and the peak memory of that process. Commands are whole processes, from start to end.
+Vectors of queries are synthetic.
 """
 
 import argparse
@@ -51,6 +52,7 @@ QUESTIONS: Mapping[str, Question] = {
     "list, page in the middle": lambda store: store.list_rows(
         limit=50, sort="score", after=store.feature("synthetic:resid_post.0@sae:4321")
     ),
+    "sources": lambda store: store.sources(),
     "overview (counts by source, scores of a sample)": read_overview,
     "status": lambda store: store.status(),
     "show": lambda store: describe(store, store.feature(_FEATURE)),
@@ -94,7 +96,10 @@ def main() -> None:
 
 
 def _ask_apart(path: Path, name: str) -> str:
-    """What a process of its own answers."""
+    """What a process of its own answers; no page of the database is in the system's cache when it begins."""
+    for file in path.parent.glob(f"{path.name}*"):
+        with file.open("rb") as pages:
+            os.posix_fadvise(pages.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     own = [sys.executable, "-m", "neuronaut.benchmarks.database", "-d", str(path), "--ask", name]
     return subprocess.run(own, capture_output=True, text=True, check=True).stdout.strip()
 

@@ -119,6 +119,18 @@ def scans(connection: sqlite3.Connection, sql: str) -> list[str]:
     return [match[1] for match in found if "VIRTUAL TABLE INDEX" not in match.string]
 
 
+def test_what_is_counted_reads_no_source_as_a_whole(asked) -> None:
+    connection, said = asked
+    counts = [sql for sql in set(said) if re.match(r"\s*SELECT\b", sql) and re.search(r"\b(count|sum)\(", sql)]
+    assert any("AS explained" in sql for sql in counts)
+    whole = re.compile(
+        r"SEARCH (?!tallies|sources|harvests|maps)\S+ USING (?!INDEX listed_negative).*\(source_id=\?\)$"
+    )
+    for sql in counts:
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
+        assert not any(map(whole.match, plan)), " ".join(sql.split())
+
+
 def test_no_big_table_is_read_as_a_whole(asked) -> None:
     connection, said = asked
     statements = {

@@ -1,8 +1,8 @@
 """A database at a glance, whatever its size: counts of all features, and distributions over a bounded sample.
 
 Counts are exact. Scores, baselines, lengths and densities are those of at most SAMPLE features that have an
-explanation, drawn by a hash of numbers of explanations; where there are no more, that is all of them, and the medians
-are those of `summarise`.
+explanation, drawn by a hash in runs of explanations that follow each other; where there are no more, that is all of
+them, and the medians are those of `summarise`.
 """
 
 import json
@@ -20,6 +20,8 @@ from .tallies import count_by_source
 
 SAMPLE = 2000
 """Features that distributions are taken over."""
+RUN = 16
+"""Explanations that are drawn together: what follows each other in the file is read at once."""
 _EXPLAINED = ("explained", "weak")
 
 
@@ -117,10 +119,13 @@ def _read_sample(connection: sqlite3.Connection, source: str | None, *, explaine
 
 
 def _draw_ids(connection: sqlite3.Connection, explained: int) -> list[int]:
-    """Ids of explanations, one of each so many that follow each other, which a hash chooses: nothing is read for it."""
+    """Ids of explanations, a run of each so many that follow each other, where a hash says: nothing is read for it."""
     (last,) = connection.execute("SELECT max(id) FROM explanations").fetchone()
-    step = -(-explained // SAMPLE)
-    return [first + first // step * 2654435761 % 2**32 * step // 2**32 for first in range(1, last + 1, step)]
+    run = min(RUN, SAMPLE)
+    step = -(-explained * run // SAMPLE)
+    room = step - run + 1
+    starts = (first + first // step * 2654435761 % 2**32 * room // 2**32 for first in range(1, last + 1, step))
+    return [id for start in starts for id in range(start, start + run)]
 
 
 def _pool_scores(rows: Sequence[Row]) -> list[SampledScores]:

@@ -10,7 +10,8 @@ from collections import defaultdict
 from .database import Row
 
 _EXPLAINED = """(SELECT coalesce(sum(n), 0) FROM tallies WHERE source_id = sources.id AND negative = 0 AND has_text)
-    + (SELECT count(*) FROM listed AS below WHERE below.source_id = sources.id AND below.negative = 1 AND has_text
+    + (SELECT count(*) FROM listed AS below INDEXED BY listed_negative
+       WHERE below.source_id = sources.id AND below.negative = 1 AND has_text
        AND NOT (SELECT has_text FROM listed AS own
                 WHERE own.source_id = below.source_id AND own.idx = below.idx AND own.negative = 0))"""
 
