@@ -174,6 +174,7 @@ def open_store(database: str, *, create: bool = False, write: bool = False) -> "
 
 def emit(rows: Iterable[Row], form: Form, table: Callable[[list[Row]], str]) -> None:
     """Print rows as one JSON array, as one object a line as they come, or as a table."""
+    drop_later()
     if form == "nl":
         for row in rows:
             click.echo(as_json(row))
@@ -199,7 +200,27 @@ def _escape(text: str) -> str:
 
 def say(text: str) -> None:
     """Print a message to the user, on stderr, since it is no result."""
+    drop_later()
     click.echo(display.harmless(text), err=True)
+
+
+_later: threading.Timer | None = None
+LATER_SECONDS = 3.0
+
+
+def say_later(text: str) -> None:
+    """Say it where nothing else was said or printed for LATER_SECONDS: libraries and models take their time to open."""
+    global _later
+    drop_later()
+    _later = threading.Timer(LATER_SECONDS, click.echo, [display.harmless(text)], {"err": True})
+    _later.daemon = True
+    _later.start()
+
+
+def drop_later() -> None:
+    """Say no more what waits to be said."""
+    if _later is not None:
+        _later.cancel()
 
 
 @contextmanager

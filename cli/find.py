@@ -12,7 +12,7 @@ from ..subject.errors import NeuronautError
 from . import display
 from .causal.inputs import read_texts, say_remarks
 from .causal.setup import dictionary_options
-from .common import Form, Row, emit, open_store, plain, result_options, say
+from .common import Form, Row, emit, open_store, plain, result_options, say, say_later
 
 if TYPE_CHECKING:
     from ..data.store.store import Store
@@ -73,16 +73,17 @@ def find(
       neuronaut find demo "x = [1, 2]" --against "x = (1, 2)" --source resid_post.2@sae
       neuronaut find gpt2 --positive french.txt --negative english.txt --by mean --json
     """
-    from ..labelling.find import describe_hits, find_separating
-    from ..labelling.find import find as find_active
-    from ..labelling.opening import LoadOptions
-
     _check(text, against, token, positive, negative)
     if by is not None and positive is None:
         raise click.UsageError("--by is of --positive and --negative; leave it out with a TEXT")
     if not named and (unused := next((key for key in ("sae", "norm_scale") if load_options[key] is not None), None)):
         option = unused.replace("_", "-")
         raise click.UsageError(f"--{option} is of a --source; name it, for example --source resid_post.2@mine")
+    say_later(f"opening {model}")
+    from ..labelling.find import describe_hits, find_separating
+    from ..labelling.find import find as find_active
+    from ..labelling.opening import LoadOptions
+
     by = by or "max"
     sets = None if positive is None or negative is None else (read_texts(positive), read_texts(negative))
     with ExitStack() as stack:
@@ -141,12 +142,18 @@ def _open(
     from ..labelling.opening import load_subject, open_sources, settle_bos, stored_sources, stored_subject, with_limits
     from ..subject.address import Feature, SourceId
 
+    if store is not None and model in (row["source"] for row in store.sources()):
+        model, named = SourceId.parse(model).model, [model, *named]
     name = model if store is None else store.model(model)
     known = {} if store is None else {row["source"]: SourceId.parse(row["source"]) for row in store.sources()}
     wanted = [text if text.startswith(f"{name}:") else f"{name}:{text.removeprefix(f'{model}:')}" for text in named]
     ids = [known[text] for text in wanted if text in known] if named else [i for i in known.values() if i.model == name]
     if not ids and not named:
-        raise NeuronautError(f"nothing of {model} is in {database}; harvest it, or name a --source such as mlp.2")
+        there = ", ".join(store.models()) if store is not None else ""
+        raise NeuronautError(
+            f"nothing of the model {model} is in {database}, which holds {there or 'none'}; harvest it, or name a "
+            "--source such as mlp.2"
+        )
     if store is None or name not in store.models():
         subject = load_subject(model, options)
     else:

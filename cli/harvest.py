@@ -10,6 +10,7 @@ import click
 from .common import (
     Count,
     Form,
+    Progress,
     Row,
     convention_options,
     emit,
@@ -18,6 +19,7 @@ from .common import (
     open_store,
     result_options,
     say,
+    say_later,
 )
 from .harvest_apart import Apart, collect_by_hand, collect_by_workers, format_part, split_devices
 from .harvest_view import Shown, format_estimate, format_row, make_estimate_row, make_rows, say_what_was_read
@@ -143,13 +145,15 @@ def harvest(
       neuronaut harvest gpt2 mlp --corpus articles.jsonl --dry-run
       neuronaut harvest --function rules.py:is_city --corpus articles.jsonl
     """
-    from ..labelling.opening import LoadOptions, load_corpus
-    from .harvest_request import HarvestRequest
-
     if random_seed and randomize is None:
         raise click.UsageError("--random-seed is of --randomize; leave it out, or add that")
     apart = Apart(jobs, split_devices(devices), on, shard, output)
     apart.check(corpus, close=close, function=function is not None, dry_run=dry_run)
+    if model is not None:
+        say_later(f"opening {model}")
+    from ..labelling.opening import LoadOptions, load_corpus
+    from .harvest_request import HarvestRequest
+
     if function is not None:
         _refuse_options(model, name=name, randomize=randomize, force=force or None, **load_options)
         text = load_corpus("demo", corpus, tokens=tokens, text_column=text_column or "text", encoding=encoding)
@@ -198,9 +202,10 @@ def _estimate(opened: "OpenHarvest", *, tokens: int | None, seed: int) -> Row:
     from ..data.harvest.estimate import estimate
 
     say(f"running the first windows of {opened.corpus.name} to see what a harvest will need")
-    return make_estimate_row(
-        estimate(opened.subject, opened.sources, opened.corpus, window=opened.window, tokens=tokens, seed=seed)
-    )
+    limits = {"window": opened.window, "tokens": tokens, "seed": seed}
+    with Progress("dry run", total=None, unit="tokens") as progress:
+        found = estimate(opened.subject, opened.sources, opened.corpus, **limits, progress=progress.doing)
+    return make_estimate_row(found)
 
 
 def _refuse_options(model: str | None, **given: object) -> None:

@@ -27,7 +27,9 @@ class Shown(Watch):
         return self._stack.enter_context(Progress(what, total=None, unit=unit, resumes=True))
 
     def begins(self, done: int, of: int) -> None:
-        """Note what was read before."""
+        """Note, and say, what was read before."""
+        if done:
+            say(f"goes on from {done:,} tokens, which were kept")
         self._before = done
         self._bar.expect(of)
 

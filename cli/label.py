@@ -220,12 +220,14 @@ def _label_features(
 
     assert setup.explainer is not None
     left, count = len(setup.features), len(workers) if workers else 0
+    # What is limited by time takes that time; to reckon it would be part of it.
+    timed = minutes is not None or (setup.client is not None and setup.client.budget.minutes is not None)
 
     def skip(done: int) -> None:
         nonlocal left
         left -= done
         progress.expect(left, block=BLOCK)
-        if left >= MANY:
+        if left >= MANY and not timed:
             _say_plan(setup, progress, redo=redo, jobs=count or 1)
 
     with Progress("label", total=left, unit="features", workers=count) as progress:
@@ -366,12 +368,16 @@ def _format_estimate(cost: "Estimate", *, verb: str = "would") -> str:
 
 def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") -> None:
     counts = Counter(row["status"] for row in rows)
-    say(_format_summary(counts, skipped=done))
+    if rows or not left:
+        say(_format_summary(counts, skipped=done))
     if client is not None:
         say(format_spent(client.spent, priced=client.price is not None))
     if len(rows) < left and (client is None or client.mode == "live"):
         why = client.stopped if client is not None and client.stopped else "the time is spent"
-        say(f"{left - len(rows):,} features are left: {why}; give the command again to go on")
+        advice = "give the command again to go on"
+        if not rows and why == "the time is spent":
+            why, advice = "the time was spent before the first was done", "give it more minutes, or fewer features"
+        say(f"{left - len(rows):,} features are left: {why}; {advice}")
     if rows and counts["failed"] == len(rows):
         raise click.exceptions.Exit(1)
 
@@ -391,7 +397,7 @@ def print_results(
     rows: list[Row] = []
     pointed, unscored = list[float](), defaultdict[str, list[str]](list)
     counts, failures = Counter[str](), Counter[str]()
-    with interruptible(lambda: kept_note):
+    with interruptible(lambda: kept_note if rows or client else "no feature is finished yet"):
         for result in results:
             rows.append(result.to_row())
             pointed += [score.point_values for score in result.scores if score.point_values]

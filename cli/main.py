@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +17,7 @@ import click
 
 from ..subject.errors import NeuronautError, UnknownNameError
 from . import display
-from .common import ARGUMENTS, DEBUG, Stopped, Terminated, debug_option, say
+from .common import ARGUMENTS, DEBUG, Stopped, Terminated, debug_option, drop_later, say
 
 VERBS: Mapping[str, str] = {
     "demo": "demo:demo",
@@ -78,6 +79,16 @@ class Verbs(click.Group):
         module, _, attribute = VERBS[cmd_name].partition(":")
         return getattr(import_module(f".{module}", __package__), attribute)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a verb; of one that there is not, the most alike is named."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            close = get_close_matches(args[0], VERBS, n=1)
+            guess = f" Did you mean {close[0]}?" if close else " Try 'neuronaut -h', which lists them."
+            ctx.fail(f"No such command {args[0]!r}.{guess}")
+        return super().resolve_command(ctx, args)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, and remember what was typed, so that an interrupted command can be repeated."""
         ctx.meta[ARGUMENTS] = list(args)
@@ -105,6 +116,8 @@ class Verbs(click.Group):
             if ctx.meta.get(DEBUG):
                 raise
             raise click.ClickException(display.visible(_format_error(error))) from error
+        finally:
+            drop_later()
 
 
 @contextmanager

@@ -42,14 +42,15 @@ def list_(database: str, form: Form) -> None:
     """
     with open_store(database) as store:
         stored = store.sources()
+    counted = ("width", "alive", "explained", "weak")
     rows = [
-        {"model": name, "sources": len(own), **{k: sum(row[k] for row in own) for k in ("width", "alive", "explained")}}
+        {"model": name, "sources": len(own), **{key: sum(row[key] for row in own) for key in counted}}
         for name in dict.fromkeys(row["model"] for row in stored)
         for own in [[row for row in stored if row["model"] == name]]
     ]
     columns = [
         display.key("model"),
-        *count_columns(sources="sources", width="features", alive="alive", explained="explained"),
+        *count_columns(sources="sources", width="features", alive="alive", explained="explained", weak="weak"),
     ]
     emit(rows, form, lambda rows: display.table(rows, columns))
     say_if_empty(rows)

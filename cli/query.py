@@ -92,7 +92,8 @@ def search(
             rows = store.search_rows(text, source=source, limit=limit, markers=markers, **conditions)
         rows = store.with_names(rows)
     emit(rows, form, lambda rows: display.table(rows, _rank_columns(rows)))
-    say_if_empty(rows)
+    if not rows:
+        say("nothing was found: no explanation meets all that was asked for; `find` looks for what fires on a text")
 
 
 _MARKERS = ("\ue000", "\ue001")

@@ -70,6 +70,8 @@ def _format_head(row: Row) -> str:
     ]
     if row["score"] is not None:
         lines[0] += f", {row['metric']} {display.score(row)}, baseline {display.hundredths(row['baseline'])}"
+    if row.get("weak"):
+        lines.append(f"weak: {row['weak']}")
     if row["explanation"]:
         lines.append(display.visible(row["explanation"]))
     elif explained:

@@ -9,8 +9,8 @@ import click
 
 from ..subject.errors import NeuronautError
 from . import display
-from .common import Form, Listing, Row, emit, form_options, open_store, result_options
-from .query import count_columns, say_if_empty
+from .common import Form, Listing, Row, emit, form_options, open_store, result_options, say
+from .query import count_columns
 
 if TYPE_CHECKING:
     from ..subject.formats_report import FileReport
@@ -44,11 +44,12 @@ def list_(database: str, form: Form) -> None:
     columns = [
         display.key("source"),
         *transcoders,
-        *count_columns(width="features", alive="alive", explained="explained", tokens="tokens"),
+        *count_columns(width="features", alive="alive", explained="explained", weak="weak", tokens="tokens"),
         display.key("corpus"),
     ]
     emit(rows, form, lambda rows: display.table(rows, columns))
-    say_if_empty(rows)
+    if not rows:
+        say("there is none yet; a harvest that was stopped is told of by: neuronaut db status")
 
 
 @sources.command()

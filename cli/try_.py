@@ -1,16 +1,13 @@
 """`neuronaut try`: prints a feature's real activations on the user's own text, beside those that its rule predicts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from . import display
-from .common import Form, Row, emit, open_store, plain, result_options
+from .common import Form, Row, emit, open_store, plain, result_options, say_later
 from .label import subject_options
-
-if TYPE_CHECKING:
-    pass
 
 _BAR = 16
 """Characters of the longest bar."""
@@ -31,13 +28,14 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
       neuronaut try demo:mlp.2:17 "def __init__(self):"
       neuronaut try demo:resid_post.2@sae:40 "import os" "import sys" --json
     """
-    from ..labelling.opening import LoadOptions, stored_sources, stored_subject, with_limits
-    from ..labelling.try_text import try_text
-    from .causal.inputs import say_remarks
-
-    options = LoadOptions(**load_options)
     with open_store(database) as store:
         chosen = store.feature(feature)
+        say_later(f"opening {chosen.source.model}")
+        from ..labelling.opening import LoadOptions, stored_sources, stored_subject, with_limits
+        from ..labelling.try_text import try_text
+        from .causal.inputs import say_remarks
+
+        options = LoadOptions(**load_options)
         opened = stored_subject(store, chosen.source.model, options, sources=[chosen.source])
         subject = with_limits(opened, store, [chosen.source])
         source = stored_sources(store, subject, [chosen], options)[chosen.source]

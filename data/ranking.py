@@ -32,8 +32,12 @@ HEADLINES: tuple[tuple[str, str, str], ...] = (
 _KIND: Mapping[tuple[str, str, str], int] = {kind: place for place, kind in enumerate(HEADLINES)}
 _SCORER: Mapping[str, int] = {scorer: place for place, (scorer, _, _) in reversed([*enumerate(HEADLINES)])}
 _CHANCE: Mapping[str, float] = {"correlation": 0.0, "balanced_accuracy": 0.5, "auroc": 0.5}
-_RIVALS = ("other_rule", "empty", "shuffled")
-"""Baselines that an explanation must be above."""
+_RIVALS: Mapping[str, str] = {
+    "other_rule": "another feature's rule",
+    "empty": "the judge without an explanation",
+    "shuffled": "another feature's explanation",
+}
+"""Baselines that an explanation must be above, and what they are."""
 _TIE = 0.005
 """A difference that two decimals do not show. As good as a table of tokens, or of one, in a sentence is good."""
 
@@ -76,8 +80,8 @@ def _headline_key(score: Score) -> tuple[int, float]:
     return _KIND[score.scorer, score.examples, score.metric], -score.value
 
 
-def is_weak(headline: Score) -> bool:
-    """Whether a headline score leaves it open that the explanation says anything of the feature.
+def why_weak(headline: Score) -> str | None:
+    """Why a headline score leaves it open that the explanation says anything of the feature; None where it does not.
 
     Its interval reaches chance (or there is none), or it is below what a single token gives (it may be a single token
     itself), or not above what another feature's explanation gives or the judge says without one, or it is below the
@@ -85,19 +89,22 @@ def is_weak(headline: Score) -> bool:
     """
     value, table, token = headline.value, headline.baselines.get("token_table"), headline.baselines.get("token_rule")
     if value is None or headline.ci_low is None or headline.ci_high is None:
-        return True
-    rivals = (headline.baselines.get(role) for role in _RIVALS)
-    return (
-        headline.ci_low <= _CHANCE[headline.metric]
-        or any(rival is not None and value <= rival for rival in rivals)
-        or (token is not None and value < token - _TIE)
-        or (table is not None and headline.ci_high < table)
-    )
+        return "its score has no interval"
+    if headline.ci_low <= (chance := _CHANCE[headline.metric]):
+        return f"its interval reaches chance, {chance:.2f}"
+    for role, meant in _RIVALS.items():
+        if (rival := headline.baselines.get(role)) is not None and value <= rival:
+            return f"{meant} scores as high, {rival:.2f}"
+    if token is not None and value < token - _TIE:
+        return f"a single token scores higher, {token:.2f}"
+    if table is not None and headline.ci_high < table:
+        return f"a table of tokens scores higher than its interval, {table:.2f}"
+    return None
 
 
 def standing(status: str, headline: Score | None) -> str:
     """The status of an explanation that has one of its own: "weak" in place of "explained", or as it is."""
-    return "weak" if status == "explained" and headline is not None and is_weak(headline) else status
+    return "weak" if status == "explained" and headline is not None and why_weak(headline) else status
 
 
 def rank(candidates: Iterable[Candidate]) -> list[Candidate]:

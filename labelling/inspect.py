@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.ranking import headline_score, why_weak
 from ..data.records import Attended, Example, Score
 from ..data.store.listing import ROW_KEYS
 from ..data.store.rows import StoredExplanation
@@ -30,6 +31,7 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
     harvest = {key: source[key] for key in ("corpus", "tokens", "window", "harvested", "model_revision", "revision")}
     scores, looks = store.scores(best.id) if best else [], _pool_attended(examples)
     row |= {} if looks is None else {"looks_at": looks}
+    row |= {"weak": why} if row["status"] == "weak" and (why := _why_weak(scores)) else {}
     row |= _top_tokens(store, feature)
     row |= {"writes": written} if (written := _written(store, feature)) else {}
     row |= {} if (investigation := describe_investigation(best)) is None else {"investigation": investigation}
@@ -42,6 +44,11 @@ def describe(store: Store, feature: Feature, *, count: int = 10) -> dict[str, An
         "scores": [_score(score) for score in scores],
         "provenance": {"explanation": best and _origin(best), "harvest": harvest | source["provenance"]},
     }
+
+
+def _why_weak(scores: Sequence[Score]) -> str | None:
+    headline = headline_score(scores)
+    return headline and why_weak(headline)
 
 
 def describe_investigation(stored: StoredExplanation | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import groupby
 from typing import Any, ClassVar, NoReturn, Self
@@ -271,7 +272,9 @@ class Subject(TextReader):
                 f"{site} is no site of vectors, because it has a number for each pair of tokens; edit it, as in "
                 f"`run --edit {site}:0=0`, or read query, key or head of that layer"
             )
-        raise NeuronautError(f"{self.name} has no site {site!r}; it has {join_sites(self.sites)}")
+        close = get_close_matches(site, self.sites, n=1)
+        guess = f"; did you mean {close[0]}?" if close else ""
+        raise NeuronautError(f"{self.name} has no site {site!r}; it has {join_sites(self.sites)}{guess}")
 
     def _check_tokens(self, tokens: Tensor) -> Tensor:
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():

@@ -21,7 +21,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from neuronaut.benchmarks.fault_server import FaultServer
-from neuronaut.cli import demo, display
+from neuronaut.cli import common, demo, display
+from neuronaut.cli import label as cli_label
 from neuronaut.cli.common import Progress
 from neuronaut.cli.main import VERBS, main
 from neuronaut.cli.query import SORTS
@@ -354,9 +355,39 @@ def test_workers_ask_a_language_model_within_one_budget(copy, tmp_path, monkeypa
     assert rows_of("list", "planted:mlp.2", "-d", here) == rows_of("list", "planted:mlp.2", "-d", there)
 
 
-def test_a_budget_leaves_the_rest_for_later(copy):
+def test_a_budget_leaves_the_rest_for_later(copy, monkeypatch):
+    monkeypatch.setattr(cli_label, "MANY", 1)
     result = run("label", "planted:mlp.2:4,6", "--budget", "minutes=0.000001", "-d", copy)
-    assert result.stdout == "" and "2 features are left" in result.stderr
+    assert result.stdout == "" and "will label" not in result.stderr, "what that takes would be of the budget"
+    last = "2 features are left: the time was spent before the first was done; give it more minutes, or fewer features"
+    assert result.stderr.splitlines()[-1] == last
+
+
+def test_what_ends_before_the_first_feature_does_not_speak_of_features(copy, monkeypatch):
+    def interrupted(*_: Any, **__: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(agent_label, "label", interrupted)
+    last = run("label", "planted:mlp.2:0-8", "-d", copy, code=130).stderr.splitlines()[-1]
+    assert last.startswith("Stopped: no feature is finished yet; go on with: neuronaut label")
+
+
+def test_what_is_silent_for_long_is_told_of(capfd):
+    common.say_later("opening a large model")
+    common.drop_later()
+    assert capfd.readouterr().err == ""
+    before, common.LATER_SECONDS = common.LATER_SECONDS, 0.0
+    common.say_later("opening a large model")
+    common.LATER_SECONDS = before
+    assert common._later is not None
+    common._later.join()
+    assert capfd.readouterr().err == "opening a large model\n"
+
+
+def test_a_misspelt_verb_is_guessed():
+    assert "No such command 'lsit'. Did you mean list?" in run("lsit", code=2).stderr
+    assert "'neuronaut -h', which lists them" in run("zzz", code=2).stderr
 
 
 def test_label_prints_abstentions_with_their_reason(copy):
@@ -598,6 +629,7 @@ def bad_inputs(world: World, folder: Path) -> dict[str, tuple[list[str], str]]:
         "no model": (harvest(folder / "empty", "mlp.0"), "has no config.json"),
         "damaged model": (harvest(damaged, "mlp.0"), "cannot read the safetensors"),
         "unknown site": (harvest(world.model, "mlp.9"), "has no site 'mlp.9'"),
+        "misspelt site": (harvest(world.model, "mpl.2"), "did you mean mlp.2?"),
         "backward range": (harvest(world.model, "mlp.2-1"), "is no range of layers"),
         "no site": (harvest(world.model), "no site is named"),
         "two sites for a dictionary": (harvest(world.model, "mlp.0", "mlp.1", "--sae", world.sae), "2 sites"),
@@ -617,6 +649,8 @@ def bad_inputs(world: World, folder: Path) -> dict[str, tuple[list[str], str]]:
         "unknown source": (["list", "planted:mlp.1", *here], "is not in the database"),
         "no address": (["show", "river", *here], "is not MODEL:SITE:INDEX"),
         "unknown feature": (["show", "gpt2:mlp.5:131", *here], "neuronaut harvest gpt2 mlp.5"),
+        "misspelt model": (["show", "plantd:mlp.2:3", *here], "did you mean planted:mlp.2?"),
+        "unknown model": (["find", "gpt2", "a", *here], "which holds planted; harvest it"),
         "index out of range": (["show", "planted:mlp.2:136", *here], "from 0 to 135"),
         "index to label out of range": (["label", "planted:mlp.2:0-999", *here], "from 0 to 135"),
         "no features": (["label", "planted:mlp.2:5-3", *here], "does not name features"),
@@ -723,7 +757,7 @@ def test_a_harvest_that_is_interrupted_keeps_the_batch_under_way(world, tmp_path
     assert "tokens, is kept in" in run(*arguments, str(tmp_path / "x.db"), code=code).stderr
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     stop_in = 0
-    rows_of(*arguments, str(tmp_path / "x.db"))
+    assert " tokens, which were kept" in run(*arguments, str(tmp_path / "x.db")).stderr
     resumed = len(counted) - 3
     rows_of(*arguments, str(tmp_path / "whole.db"))
     assert len(counted) == 2 * (3 + resumed)
@@ -765,6 +799,9 @@ def test_a_stopped_harvest_says_what_is_kept_and_goes_on(world, tmp_path, monkey
     (status,) = rows_of("db", "status", "-d", str(tmp_path / "x.db"))
     ((stopped,)) = status["stopped_harvests"]
     assert stopped["sources"] == ["planted:mlp.2"] and stopped["tokens"] > 0
+    error = run("label", "planted:mlp.2:1", "-d", str(tmp_path / "x.db"), code=1).stderr
+    assert "a harvest that was stopped lies beside it, see: neuronaut db status" in error
+    assert "db status" in run("sources", "-d", str(tmp_path / "x.db")).stderr
     shutil.copytree(tmp_path, tmp_path / "closed")
     closed = [*arguments[:-1], str(tmp_path / "closed" / "x.db"), "--close"]
     with monkeypatch.context() as patch:

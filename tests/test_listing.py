@@ -147,7 +147,8 @@ def test_sources_and_statuses_count_what_lists_show() -> None:
         }
         assert counts["demo:mlp.3"] == {"dead": 1, "unlabelled": 4}
         (counted,) = (row for row in store.sources() if row["source"] == "demo:mlp.2")
-        assert (counted["alive"], counted["explained"]) == (4, 3)
+        statuses = counts["demo:mlp.2"]
+        assert (counted["alive"], counted["explained"], counted["weak"]) == (4, statuses["explained"], statuses["weak"])
         assert store.source(Feature.parse("demo:mlp.2:0").source) == counted
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from neuronaut.cli import common
 from neuronaut.data.codec import content_digest
-from neuronaut.data.ranking import HEADLINES, Candidate, headline_score, is_weak, rank, standing
+from neuronaut.data.ranking import HEADLINES, Candidate, headline_score, rank, standing, why_weak
 from neuronaut.data.records import Score
 from neuronaut.data.store import listing, migrations, writing
 from neuronaut.data.store.database import connect
@@ -79,7 +79,7 @@ def test_a_judge_that_judges_again_is_taken_at_its_latest_word():
     ],
 )
 def test_weak_is_what_chance_a_token_or_another_explanation_may_explain(score: Score, weak: bool):
-    assert is_weak(score) == weak
+    assert bool(why_weak(score)) == weak
     assert standing("explained", score) == ("weak" if weak else "explained")
     assert standing("dense", score) == "dense"
     assert standing("explained", None) == "explained"

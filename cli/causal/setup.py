@@ -9,7 +9,7 @@ import click
 
 from ...subject.address import split_random
 from ...subject.errors import NeuronautError
-from ..common import Count, all_of, convention_options
+from ..common import Count, all_of, convention_options, say_later
 from .inputs import read
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ material_options = all_of(
 
 def open_subject(model: str, options: Mapping[str, Any]) -> "Subject":
     """The subject, as `subject_options` say."""
+    say_later(f"opening {model}")
     from ...labelling.opening import LoadOptions, load_subject
 
     names = ("device", "dtype", "bos", "special_tokens", "chat")

@@ -12,9 +12,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -107,9 +108,19 @@ class _Beginning(NamedTuple):
 
 
 def estimate(
-    subject: Subject, sources: Sequence[Source], corpus: Corpus, *, window: int = 64, tokens: int | None, seed: int = 0
+    subject: Subject,
+    sources: Sequence[Source],
+    corpus: Corpus,
+    *,
+    window: int = 64,
+    tokens: int | None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Estimate:
-    """Say what `harvest` with the same arguments will need. Raises NeuronautError where there is not memory for it."""
+    """Say what `harvest` with the same arguments will need. Raises NeuronautError where there is not memory for it.
+
+    `progress` is told what is run, how much of it is done, and of how much.
+    """
     check_window(subject, window)
     first = _begin(subject, sources, corpus, window=window, tokens=tokens, seed=seed)
     subject, splits = first.subject, first.splits
@@ -118,8 +129,10 @@ def estimate(
     documents = documents_to_read(subject, splits, tokens)
     checkpoint = sum(source.width * _bytes_of_feature(window, signed=source.signed) for source in sources)
     _require_memory(checkpoint + first.memory.above)
-    filling, later, state = _time_batches(subject, sources, first.batches, HarvestState.empty(sources, window=window))
-    result = finish(subject, sources, corpus, state)
+    empty = HarvestState.empty(sources, window=window)
+    filling, later, state = _time_batches(subject, sources, first.batches, empty, progress)
+    result = finish(subject, sources, corpus, state, mining=partial(progress, "silent windows"))
+    progress("tokens that features raise", 0, 0)
     windows_read = sum(len(batch.uid) for batch in first.batches)
     growth = _Growth(windows_read, expected / first.read, _count_clusters(splits, documents))
     entries = {source.source: growth.entries(source, result.splits) for source in result.sources}
@@ -179,16 +192,20 @@ def _bytes_of_feature(window: int, *, signed: bool) -> int:
 
 
 def _time_batches(
-    subject: Subject, sources: Sequence[Source], batches: Sequence[WindowBatch], state: HarvestState
+    subject: Subject,
+    sources: Sequence[Source],
+    batches: Sequence[WindowBatch],
+    state: HarvestState,
+    progress: Callable[[str, int, int], None],
 ) -> tuple[list[float], list[float], HarvestState]:
     """The seconds of every batch, at the first time and at the second, and the state after the first."""
     scanner, times = Scanner(), []
     state.convention = subject.convention
-    for _ in range(2):
-        for batch in batches:
-            began = time.perf_counter()
-            scan_batch(subject, sources, batch, scanner, state)
-            times.append(time.perf_counter() - began)
+    for number, batch in enumerate((*batches, *batches)):
+        progress("batches of windows", number, 2 * len(batches))
+        began = time.perf_counter()
+        scan_batch(subject, sources, batch, scanner, state)
+        times.append(time.perf_counter() - began)
     state.tokens //= 2
     return times[: len(batches)], times[len(batches) :], state
 

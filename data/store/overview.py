@@ -50,6 +50,8 @@ class Labelled(NamedTuple):
     words: int
     headline: str | None
     """Or the whole text, where there is none."""
+    status: str
+    """"explained" or "weak"."""
     baseline: float | None
     """The best one."""
 
@@ -84,6 +86,7 @@ def read_overview(store: Store, source: str | SourceId | None = None) -> Overvie
             density=row["density"],
             words=count_words(row["explanation"]),
             headline=row["headline"] or row["explanation"],
+            status=row["status"],
             baseline=row["baseline"],
         )
         for row in rows
@@ -105,7 +108,7 @@ def _count_explained(sources: Sequence[Row], statuses: Mapping[str, Mapping[str,
 def _read_sample(connection: sqlite3.Connection, source: str | None, *, explained: int) -> list[Row]:
     """Rows of at most SAMPLE explained features: of more, those that a hash of numbers of explanations draws."""
     sql = f"""SELECT status.feature, status.explanation, status.headline, status.score, status.metric, status.scorer,
-            status.baseline, status.density, scores.baselines
+            listed.status, status.baseline, status.density, scores.baselines
         FROM {{}} JOIN feature_status AS status ON status.feature_id = listed.feature_id
         JOIN ranks ON ranks.explanation_id = listed.explanation_id LEFT JOIN scores ON scores.id = ranks.score_id
         WHERE listed.negative = 0 AND listed.status IN ('{"', '".join(_EXPLAINED)}')

@@ -5,11 +5,14 @@ split whose document, or more than half of whose distinct 8-token grams, is foun
 an earlier one is left out. Windows never change, so those read lately are kept decoded.
 """
 
+import glob
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from operator import itemgetter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -255,11 +258,15 @@ def missing_source(connection: sqlite3.Connection, source: SourceId) -> Neuronau
     row = connection.execute("SELECT width FROM sources WHERE name = ?", [str(source)]).fetchone()
     if row is not None:
         return NeuronautError(f"{source} has {row[0]} features; wanted an index from 0 to {row[0] - 1}")
-    names = ", ".join(name for (name,) in connection.execute("SELECT name FROM sources ORDER BY name"))
-    return NeuronautError(
-        f"{source} is not in the database, which holds {names or 'no source'};"
-        f" run: neuronaut harvest {source.model} {source.site}"
-    )
+    names = [name for (name,) in connection.execute("SELECT name FROM sources ORDER BY name")]
+    held = f"{source} is not in the database, which holds {', '.join(names) or 'no source'}; "
+    (file,) = connection.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()
+    if file and any(Path(file).parent.glob(f"{glob.escape(Path(file).name)}.harvest-*.npz")):
+        return NeuronautError(f"{held}a harvest that was stopped lies beside it, see: neuronaut db status")
+    known = {SourceId.parse(name).model for name in names}
+    if source.model not in known and (close := get_close_matches(str(source), names, n=1, cutoff=0.75)):
+        return NeuronautError(f"{held}did you mean {close[0]}?")
+    return NeuronautError(f"{held}run: neuronaut harvest {source.model} {source.site}")
 
 
 def read_pool(connection: sqlite3.Connection, model: str) -> dict[Split, list[PoolWindow]]:

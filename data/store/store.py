@@ -129,7 +129,7 @@ class Store:
         return read_convention(rows[0]["provenance"])
 
     def sources(self) -> list[Row]:
-        """A row per source, with its width, how many features are alive and explained, and its harvest.
+        """A row per source, with its width, how many features are alive, `explained` and `weak`, and its harvest.
 
         `writes` is its site, or of a transcoder or crosscoder the sites that its features write, with commas.
         """

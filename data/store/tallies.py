@@ -1,6 +1,6 @@
 """Counts of what a database holds, from `tallies`, which triggers keep (listing_schema.py): no feature is read.
 
-Negative tails have rows of their own where they are explained; as features they are counted once.
+What is counted is features: negative tails, which have rows of their own where they are explained, are not.
 """
 
 import json
@@ -9,18 +9,14 @@ from collections import defaultdict
 
 from .database import Row
 
-_EXPLAINED = """(SELECT coalesce(sum(n), 0) FROM tallies WHERE source_id = sources.id AND negative = 0 AND has_text)
-    + (SELECT count(*) FROM listed AS below INDEXED BY listed_negative
-       WHERE below.source_id = sources.id AND below.negative = 1 AND has_text
-       AND NOT (SELECT has_text FROM listed AS own
-                WHERE own.source_id = below.source_id AND own.idx = below.idx AND own.negative = 0))"""
+_COUNT = "(SELECT coalesce(sum(n), 0) FROM tallies WHERE source_id = sources.id AND negative = 0 AND {})"
 
 
 def read_sources(connection: sqlite3.Connection, source: str | None = None) -> list[Row]:
     """The rows of `Store.sources`, of one source or of all."""
     sql = f"""SELECT name AS source, model, site, dictionary, kind, width, signed, revision, model_revision,
-        (SELECT coalesce(sum(n), 0) FROM tallies WHERE source_id = sources.id AND negative = 0 AND alive) AS alive,
-        {_EXPLAINED} AS explained, corpus, tokens, window, provenance, created AS harvested
+        {_COUNT.format("alive")} AS alive, {_COUNT.format("status = 'explained'")} AS explained,
+        {_COUNT.format("status = 'weak'")} AS weak, corpus, tokens, window, provenance, created AS harvested
         FROM sources LEFT JOIN harvests ON source_id = sources.id WHERE ?1 IS NULL OR name = ?1 ORDER BY name"""
     found = [dict(row) for row in connection.execute(sql, [source])]
     for row in found:
