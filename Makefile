@@ -50,6 +50,7 @@ demo-model: $(VENV)/.ready
 	$(BIN)/python -m neuronaut.data.demo.train_sae
 
 $(VENV)/.ready: requirements.lock pyproject.toml
+	@echo "installs what Neuronaut needs into $(VENV): one to two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
