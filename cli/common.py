@@ -209,9 +209,11 @@ LATER_SECONDS = 3.0
 
 
 def say_later(text: str) -> None:
-    """Say it where nothing else was said or printed for LATER_SECONDS: libraries and models take their time to open."""
+    """Say it where nothing else was said or printed for LATER_SECONDS, and libraries have still to be imported."""
     global _later
     drop_later()
+    if "torch" in sys.modules:
+        return
     _later = threading.Timer(LATER_SECONDS, click.echo, [display.harmless(text)], {"err": True})
     _later.daemon = True
     _later.start()

@@ -373,13 +373,16 @@ def test_what_ends_before_the_first_feature_does_not_speak_of_features(copy, mon
     assert last.startswith("Stopped: no feature is finished yet; go on with: neuronaut label")
 
 
-def test_what_is_silent_for_long_is_told_of(capfd):
+def test_what_is_silent_for_long_is_told_of(capfd, monkeypatch):
+    monkeypatch.setattr(common, "LATER_SECONDS", 0.0)
+    common.say_later("opened before")
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(common, "LATER_SECONDS", 99.0)
     common.say_later("opening a large model")
     common.drop_later()
     assert capfd.readouterr().err == ""
-    before, common.LATER_SECONDS = common.LATER_SECONDS, 0.0
+    monkeypatch.setattr(common, "LATER_SECONDS", 0.0)
     common.say_later("opening a large model")
-    common.LATER_SECONDS = before
     assert common._later is not None
     common._later.join()
     assert capfd.readouterr().err == "opening a large model\n"
