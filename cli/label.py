@@ -373,11 +373,12 @@ def _say_end(rows: list[Row], left: int, done: int, client: "LLMClient | None") 
     if client is not None:
         say(format_spent(client.spent, priced=client.price is not None))
     if len(rows) < left and (client is None or client.mode == "live"):
-        why = client.stopped if client is not None and client.stopped else "the time is spent"
-        advice = "give the command again to go on"
-        if not rows and why == "the time is spent":
-            why, advice = "the time was spent before the first was done", "give it more minutes, or fewer features"
-        say(f"{left - len(rows):,} features are left: {why}; {advice}")
+        stopped = client.stopped if client is not None else None
+        if rows or stopped:
+            why = f"{stopped or 'the time is spent'}; give the command again to go on"
+        else:
+            why = "the time was spent before the first was done; give it more minutes, or fewer features"
+        say(f"{left - len(rows):,} features are left: {why}")
     if rows and counts["failed"] == len(rows):
         raise click.exceptions.Exit(1)
 

@@ -60,6 +60,7 @@ def _points(overview: Overview) -> list[dict[str, Any]]:
 
 def _best(overview: Overview) -> list[dict[str, Any]]:
     """The best explained features of the sample, to begin with."""
-    scored = sorted((one for one in overview.sample if one.status == "explained"), key=lambda one: -(one.score or 0.0))
+    proven = (one for one in overview.sample if one.status == "explained" and one.score is not None)
+    scored = sorted(proven, key=lambda one: -(one.score or 0.0))
     names = ("feature", "score", "baseline", "headline")
     return [{name: getattr(one, name) for name in names} for one in scored[:6]]
