@@ -9,6 +9,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -62,13 +63,19 @@ def _write_source(
     connection: sqlite3.Connection, result: HarvestResult, source: SourceResult, window_ids: NDArray[np.int64]
 ) -> None:
     source_id = _upsert_source(connection, result, source)
+    previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [source_id]).fetchone()
+    # Hashing takes as long as packing does, and Python's other threads go on meanwhile.
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as beside:
+        digest = beside.submit(_harvest_digest, result, source, window_ids)
+        if previous is None or previous[0] != digest.result():
+            _write_evidence(connection, result, source, source_id, window_ids, digest=digest)
+    _write_tokens(connection, source, source_id)
+
+
+def _harvest_digest(result: HarvestResult, source: SourceResult, window_ids: NDArray[np.int64]) -> str:
     lists = [array for examples in source.lists.values() for array in _list_arrays(examples, window_ids)]
     statistics = (source.count, source.mean, source.peak, source.trough, source.histogram)
-    digest = content_digest(result.corpus, result.tokens, list(source.lists), array_digest([*statistics, *lists]))
-    previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [source_id]).fetchone()
-    if previous is None or previous[0] != digest:
-        _write_evidence(connection, result, source, source_id, window_ids, digest=digest)
-    _write_tokens(connection, source, source_id)
+    return content_digest(result.corpus, result.tokens, list(source.lists), array_digest([*statistics, *lists]))
 
 
 def write_tokens(connection: sqlite3.Connection, sources: Sequence[SourceResult]) -> None:
@@ -90,7 +97,7 @@ def _write_evidence(
     source_id: int,
     window_ids: NDArray[np.int64],
     *,
-    digest: str,
+    digest: Future[str],
 ) -> None:
     _write_features(connection, source, source_id)
     feature_ids = _feature_ids(connection, source_id)
@@ -106,7 +113,7 @@ def _write_evidence(
     connection.execute(
         "INSERT OR REPLACE INTO harvests (source_id, digest, corpus, tokens, window, provenance, created)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [source_id, digest, result.corpus, result.tokens, result.window, _json(result.provenance), now()],
+        [source_id, digest.result(), result.corpus, result.tokens, result.window, _json(result.provenance), now()],
     )
     write_shared_windows(connection, source_id)
 
@@ -207,20 +214,20 @@ def _feature_ids(connection: sqlite3.Connection, source_id: int) -> list[int]:
 
 def _example_rows(
     kind: str, examples: ExampleList, feature_ids: Sequence[int], window_ids: NDArray[np.int64]
-) -> Iterator[tuple[int, str, int, bytes, bytes, bytes | None, bytes | None]]:
+) -> Iterator[tuple[int, str, int, memoryview, bytes, bytes | None, bytes | None]]:
     if np.any(examples.features[1:] < examples.features[:-1]):
         raise ValueError(f"the {kind} examples are not sorted by feature")
     present, starts = np.unique(examples.features, return_index=True)
     ends = np.append(starts[1:], len(examples.features))
+    windows = memoryview(pack_ids(window_ids[examples.windows])).cast("i")
     for feature, start, end in zip(present.tolist(), starts.tolist(), ends.tolist(), strict=True):
-        windows = pack_ids(window_ids[examples.windows[start:end]])
         activations = pack_activations(examples.activations[start:end])
         keys, weights = examples.attended or (None, None)
         yield (
             feature_ids[feature],
             kind,
             end - start,
-            windows,
+            windows[start:end],
             activations,
             None if keys is None else pack_ids(keys[start:end]),
             None if weights is None else pack_activations(weights[start:end, None]),
