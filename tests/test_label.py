@@ -25,7 +25,6 @@ from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.rule import RuleExplainer
 from neuronaut.labelling import agenda, inputs
 from neuronaut.labelling import label as module
-from neuronaut.labelling import workers as workers_module
 from neuronaut.labelling.agenda import Agenda, Explain, Item, Judge, TimeIsOver, WorkerItem, group_items
 from neuronaut.labelling.estimate import estimate
 from neuronaut.labelling.inputs import Columns
@@ -317,38 +316,6 @@ def test_items_are_grouped_by_kind_and_source() -> None:
     assert list(group_items([a, None, None, b], most=2)) == [[a], None, [b]]
     taken = iter([a, b])
     assert next(group_items(taken, most=1)) == [a] and next(taken) is b
-
-
-@contextmanager
-def open_sum(fails: bool) -> Iterator[Callable[[int], int]]:
-    if fails:
-        raise NeuronautError("there is no such model")
-
-    def perform(number: int) -> int:
-        if number == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if number < 0:
-            raise ZeroDivisionError("nothing is left")
-        return number + 1
-
-    yield perform
-
-
-def test_what_goes_wrong_in_a_worker_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers_module, "RETRIES", 1)
-
-    def run_sums(*numbers: int, fails: bool = False, by: int = 1) -> list[int]:
-        with Processes(by, partial(open_sum, fails), threads=1) as workers:
-            return sorted(workers.run(iter(numbers)))
-
-    assert run_sums(1, 2, 3, by=2) == [2, 3, 4]
-    for numbers, fails, kind, message in (
-        ((1,), True, NeuronautError, "no such model"),
-        ((1, -1), False, RuntimeError, "ZeroDivisionError: nothing is left"),
-        ((1, 0), False, NeuronautError, "a worker was lost 2 times on one item .*exit code -9"),
-    ):
-        with pytest.raises(kind, match=message):
-            run_sums(*numbers, fails=fails)
 
 
 class StubLoader:

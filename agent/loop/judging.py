@@ -25,7 +25,7 @@ levels are all there is.
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass, field
 from math import exp, log
 from typing import Literal, NamedTuple
@@ -81,6 +81,13 @@ class _Tally:
 
     def __post_init__(self) -> None:
         self.prior = self.log_odds
+
+    def copied(self) -> "_Tally":
+        """One that moves on by itself; what the lists hold never changes."""
+        own = copy(self)
+        own.terms, own.expected, own.fired = self.terms.copy(), self.expected.copy(), self.fired.copy()
+        own.right, own.seen, own.came = self.right.copy(), self.seen.copy(), self.came.copy()
+        return own
 
     def add(self, term: Term) -> None:
         """Moves the odds."""
@@ -145,7 +152,8 @@ class OddsUpdater:
 
     def _copy(self) -> "OddsUpdater":
         ahead = OddsUpdater(self._kind)
-        ahead._tallies, ahead._met = deepcopy(self._tallies), set(self._met)
+        ahead._tallies = {name: tally.copied() for name, tally in self._tallies.items()}
+        ahead._met = set(self._met)
         return ahead
 
     def _take(

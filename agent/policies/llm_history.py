@@ -51,8 +51,10 @@ def results(experiments: Sequence[Done], view: View) -> str:
     newest = [trial for trial in experiments if trial.round == last]
     room = (FIRST_PLANS if last <= EARLY else LAST) // max(len(newest), 1)
     blocks = [_in_full(trial, view, room) if room >= FULL else _in_short(trial, view) for trial in newest]
-    left, skipped = min(OLDER, OLDER + LAST - sum(map(cost, blocks))), 0
-    while skipped < len(older) and sum(map(cost, older[skipped:])) > left:
+    costs, skipped = list(map(cost, older)), 0
+    over = sum(costs) - min(OLDER, OLDER + LAST - sum(map(cost, blocks)))
+    while skipped < len(older) and over > 0:
+        over -= sum(costs[skipped : skipped + BLOCK])
         skipped += BLOCK
     shown = section([*older[skipped:], *blocks], len(older[skipped:]) + len(blocks), tokens=OLDER + LAST)
     return f"({min(skipped, len(older))} before: ask help)\n{shown}" if skipped else shown
