@@ -158,9 +158,7 @@ def harvest(
         _refuse_options(model, name=name, randomize=randomize, force=force or None, **load_options)
         text = load_corpus("demo", corpus, tokens=tokens, text_column=text_column or "text", encoding=encoding)
         limits = {"tokens": tokens, "window": window, "seed": seed, "close": close}
-        with open_store(database, create=True, write=True) as store:
-            rows = _collect_function(store, function, text, model_name, tokenizer, **limits)
-        emit(rows, form, lambda rows: "\n".join(map(format_row, rows)))
+        emit(_collect_function(database, function, text, model_name, tokenizer, **limits), form, _format_rows)
         return
     if model is None or tokenizer is not None:
         fault = "--tokenizer is of --function; leave it out" if model else "no MODEL is named"
@@ -195,7 +193,11 @@ def harvest(
         else:
             own = {"tokens": tokens, "window": opened.window, "seed": seed, "paths": opened.paths, "close": close}
             rows = collect(opened.subject, opened.sources, opened.corpus, store, **own)
-    emit(rows, form, lambda rows: "\n".join(map(format_row, rows)))
+    emit(rows, form, _format_rows)
+
+
+def _format_rows(rows: list[Row]) -> str:
+    return "\n".join(map(format_row, rows))
 
 
 def _estimate(opened: "OpenHarvest", *, tokens: int | None, seed: int) -> Row:
@@ -218,7 +220,7 @@ def _refuse_options(model: str | None, **given: object) -> None:
 
 
 def _collect_function(
-    store: "Store",
+    database: str,
     location: str,
     corpus: "Corpus",
     name: str | None,
@@ -233,18 +235,19 @@ def _collect_function(
     from ..labelling.functions import function_paths, new_function
     from .harvest_request import fit_window
 
-    subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer, on_progress=say)
-    return collect(
-        subject,
-        neurons(subject, subject.sites),
-        corpus,
-        store,
-        tokens=tokens,
-        window=window or fit_window(subject),
-        seed=seed,
-        paths=function_paths(subject, tokenizer),
-        close=close,
-    )
+    with open_store(database, create=True, write=True) as store:
+        subject = new_function(store, location, corpus, name=name, tokenizer=tokenizer, on_progress=say)
+        return collect(
+            subject,
+            neurons(subject, subject.sites),
+            corpus,
+            store,
+            tokens=tokens,
+            window=window or fit_window(subject),
+            seed=seed,
+            paths=function_paths(subject, tokenizer),
+            close=close,
+        )
 
 
 def collect(

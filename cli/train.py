@@ -3,7 +3,7 @@
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -128,21 +128,14 @@ def train(
         raise NeuronautError("--tokens all is no end, since the corpus is gone through again; give a number, as 2M")
     text = load_corpus(model, corpus, tokens=tokens, text_column=text_column, encoding=encoding)
     subject = load_subject(model, LoadOptions(device=device, dtype=dtype))
+    ends = _choose_ends([site for text in sites for site in sites_of(subject, text)], kind, writes)
     number, multiple = width
-    named = [site for text in sites for site in sites_of(subject, text)]
-    crossed = named if kind == "crosscoder" else []
-    site = named[-1] if crossed else _only(named, kind)
-    if kind == "transcoder":
-        writes = writes or _opposite(site)
-    if kind in ("transcoder", "crosscoder"):
-        kind = "batchtopk"
-    recipe = Recipe(
-        kind=kind, width=number * (subject.width(site) if multiple else 1), k=k, tokens=tokens, rate=rate, seed=seed
-    )
+    features = number * (subject.width(ends.site) if multiple else 1)
+    kind = "batchtopk" if kind in ("transcoder", "crosscoder") else kind
+    recipe = Recipe(kind=kind, width=features, k=k, tokens=tokens, rate=rate, seed=seed)
     folder = Path(out)
-    id = SourceId.parse(f"{subject.name}:{site}@{folder.resolve().name}")
-    onto = f" onto {writes}" if writes else f" over {', '.join(crossed)}" if crossed else ""
-    say(f"training {id}{onto}: {kind}, {recipe.width:,} features, k {k}, on {tokens:,} tokens of {text.name}")
+    id = SourceId.parse(f"{subject.name}:{ends.site}@{folder.resolve().name}")
+    say(f"training {id}{ends.onto}: {kind}, {recipe.width:,} features, k {k}, on {tokens:,} tokens of {text.name}")
     say(subject.convention.sentence)
     end = None if minutes is None else time.monotonic() + 60 * minutes
     with (
@@ -155,8 +148,8 @@ def train(
             text,
             folder,
             recipe,
-            target=writes,
-            sites=crossed,
+            target=ends.writes,
+            sites=ends.crossed,
             window=window,
             watch=_Shown(bar),
             stop=lambda: end is not None and time.monotonic() > end,
@@ -167,6 +160,29 @@ def train(
     row = _make_row(result, folder)
     emit([row], form, lambda rows: "\n".join(map(_format, rows)))
     say(f"read it with: {shlex.join(['neuronaut', 'harvest', model, '--sae', out])}")
+
+
+class _Ends(NamedTuple):
+    """What a dictionary reads and writes."""
+
+    site: str
+    """The one that it is named by: the last of a crosscoder's."""
+    writes: str | None
+    """Where that is another one."""
+    crossed: list[str]
+    """Those of a crosscoder."""
+
+    @property
+    def onto(self) -> str:
+        """Said behind the dictionary's name."""
+        return f" onto {self.writes}" if self.writes else f" over {', '.join(self.crossed)}" if self.crossed else ""
+
+
+def _choose_ends(sites: list[str], kind: str, writes: str | None) -> _Ends:
+    if kind == "crosscoder":
+        return _Ends(sites[-1], writes, sites)
+    site = _only(sites, kind)
+    return _Ends(site, (writes or _opposite(site)) if kind == "transcoder" else writes, [])
 
 
 def _make_row(result: "Trained", folder: Path) -> Row:
