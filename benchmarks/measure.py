@@ -30,7 +30,7 @@ from ..rules.language import Rule
 from ..scorers.holdout import Holdout, ScoredWindows
 from ..scorers.metrics import correlation
 from ..scorers.simulation import RuleSimulator
-from ..subject.address import Feature, Selection, SourceId
+from ..subject.address import Feature, Selection, SourceId, harvest_command
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 
@@ -94,7 +94,7 @@ def choose(store: Store, model: str, *, neurons: int, latents: int, seed: int = 
     dictionaries = [source for source in sources if source.dictionary is not None]
     if not layers and not dictionaries:
         raise NeuronautError(
-            f"no neurons and no dictionary of {model} in the database; run: neuronaut harvest {model} mlp.0"
+            f"no neurons and no dictionary of {model} in the database; run: {harvest_command(model, 'mlp.0')}"
         )
     chosen: list[Feature] = []
     for group, count in ((layers, neurons), (dictionaries, latents)):

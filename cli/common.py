@@ -336,7 +336,7 @@ class Progress:
         The time of what is told with a total does not count for the rate: a block shares it.
         """
         self._doing = self._pace.format(what, done, total)
-        if self._pace.left is not None and self._total is not None:
+        if self._pace.left is not None and self._total is not None and self._done < self._total:
             self._doing += f", then {self._total - self._done:,} {self._unit}"
         if total:
             self._passes += done == 0

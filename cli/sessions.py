@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,8 +66,12 @@ def list_(limit: int, database: str, form: Form) -> None:
         rows = [{name: row[name] for name in names} for row in store.journal.rows(limit=limit)]
         for row in rows:
             if row["status"] == "running" and not is_running(store.path, row["id"]):
-                row |= {"status": "interrupted", "reason": f"go on with: neuronaut investigate --resume {row['id']}"}
+                row |= {"status": "interrupted", "reason": _tell_resumption(row["id"])}
     emit(rows, form, _format_table)
+
+
+def _tell_resumption(id: str) -> str:
+    return f"go on with: neuronaut investigate --resume {id}"
 
 
 @sessions.command()
@@ -82,11 +86,14 @@ def show(id: str, html: str | None, database: str, form: Form) -> None:
       neuronaut sessions show 3fa92b
       neuronaut sessions show 3fa92b --json | jq .[0].claims
     """
+    from ..agent.loop.resuming import is_running
     from ..agent.report.assemble import assemble
     from .session_view import write_page
 
     with open_store(database) as store:
         report = assemble(store.journal, id)
+        if report.status == "running" and not is_running(store.path, report.id):
+            report = replace(report, status="interrupted", reason=_tell_resumption(report.id))
         if html is not None:
             write_page(store, report, html)
     emit([report.to_json()], form, lambda _: str(report))

@@ -78,7 +78,11 @@ class Width(click.ParamType):
     help="Adam's step size.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True, help="Of all that is drawn.")
-@click.option("--budget", metavar="minutes=N", help="Stop then; the same command goes on.")
+@click.option(
+    "--budget",
+    metavar="minutes=N",
+    help="Stop training then; the same command goes on. Measuring what is trained to its end comes on top.",
+)
 @click.option("--text-column", default="text", show_default=True, metavar="C", help="Column or key of the text.")
 @click.option("--encoding", default="utf-8", show_default=True, metavar="E", help="Of text files.")
 @device_options
@@ -138,10 +142,7 @@ def train(
     say(f"training {id}{ends.onto}: {kind}, {recipe.width:,} features, k {k}, on {tokens:,} tokens of {text.name}")
     say(subject.convention.sentence)
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    with (
-        interruptible(lambda: f"what was trained up to the last checkpoint is kept in {folder}"),
-        Progress("train", total=tokens, unit="tokens") as bar,
-    ):
+    with interruptible(lambda: _describe_kept(folder)), Progress("train", total=tokens, unit="tokens") as bar:
         result = train_dictionary(
             subject,
             id,
@@ -159,7 +160,16 @@ def train(
         click.get_current_context().exit(4)
     row = _make_row(result, folder)
     emit([row], form, lambda rows: "\n".join(map(_format, rows)))
-    say(f"read it with: {shlex.join(['neuronaut', 'harvest', model, '--sae', out])}")
+    of = [] if corpus is None else ["--corpus", corpus]
+    say(f"read it with: {shlex.join(['neuronaut', 'harvest', model, '--sae', out, *of])}")
+
+
+def _describe_kept(folder: Path) -> str:
+    from ..data.training.run import CHECKPOINT
+
+    if not (folder / CHECKPOINT).exists():
+        return "nothing of this training is kept yet"
+    return f"what was trained up to the last checkpoint is kept in {folder}"
 
 
 class _Ends(NamedTuple):
@@ -241,6 +251,10 @@ class _Shown:
     def trains(self, seen: int, unexplained: float, dead: float) -> None:
         """Move the bar."""
         self._bar.reach(seen, f"FVU {unexplained:.3f}, dead {dead:.1%}")
+
+    def measures(self, tokens: int, of: int) -> None:
+        """Say that the dictionary is measured, which of a large vocabulary takes longer than all else."""
+        self._bar.doing("measuring the model's loss", tokens, of)
 
 
 def _format(row: Row) -> str:

@@ -42,12 +42,14 @@ def try_(feature: str, texts: tuple[str, ...], database: str, form: Form, **load
         read = list(map(plain, texts))
         say_remarks(subject, read)
         rows = [try_text(text, chosen, store, subject, source=source) for text in read]
-    emit(rows, form, lambda rows: "\n\n".join(map(_table, rows)))
+        peak = store.evidence(chosen).statistics.peak
+    emit(rows, form, lambda rows: "\n\n".join(_table(row, peak) for row in rows))
 
 
-def _table(row: Row) -> str:
+def _table(row: Row, peak: float) -> str:
+    """Bars are of the corpus's peak, or of what is above it: noise is as short as it is."""
     predicted: Sequence[float | None] = row["predicted"] or [None] * len(row["tokens"])
-    highest = max(0.0, *row["actual"], *(value for value in predicted if value is not None))
+    highest = max(peak, 0.0, *row["actual"], *(value for value in predicted if value is not None))
     lines: list[Row] = [
         {"token": token, "actual": actual, "predicted": guess}
         for token, actual, guess in zip(row["tokens"], row["actual"], predicted, strict=True)

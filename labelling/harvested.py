@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ..data.store.evidence import recorded_source
 from ..data.store.store import Store
-from ..subject.address import SourceId
+from ..subject.address import SourceId, harvest_command
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.opening import open_source
@@ -53,7 +53,7 @@ def open_stored(store: Store, subject: Subject, source_id: SourceId) -> Source:
     row = next((row for row in store.sources() if row["source"] == str(source_id)), None)
     if row is None:
         raise NeuronautError(
-            f"nothing of {source_id} in the database; run: neuronaut harvest {source_id.model} {source_id.site}"
+            f"nothing of {source_id} in the database; run: {harvest_command(source_id.model, source_id.site)}"
         )
     if row["model_revision"] != subject.revision:
         raise NeuronautError(

@@ -22,7 +22,7 @@ from ..explainers.explainer import Background, TrainBatch, TrainEvidence
 from ..rules.language import parse_rule
 from ..scorers.holdout import DRAWN, Baselines, Holdout, build_holdouts, token_baselines
 from ..scorers.scorer import Case
-from ..subject.address import Feature
+from ..subject.address import Feature, harvest_command
 from ..subject.errors import NeuronautError
 from ..subject.model import Subject
 from ..subject.sources import Source
@@ -88,7 +88,7 @@ class EvidenceLoader:
         model = source.id.model
         pool = {split: store.pool_windows(model, split) for split in PARTS}
         if not pool["train"]:
-            raise NeuronautError(f"no pool of {model} in the database; run: neuronaut harvest {model} {source.id.site}")
+            raise NeuronautError(f"no pool of {model} in the database; run: {harvest_command(model, source.id.site)}")
         width = max(len(window.ids) for windows in pool.values() for window in windows)
         self.background = _background(pool["train"], width, most=BACKGROUND if background else 0)
         self.tune = _background(pool["tune"], width, most=TUNE if background else 0)

@@ -46,6 +46,15 @@ def check_name(name: str, *, what: str, parts: int = 1) -> None:
         raise NeuronautError(f"the {what} name {name[:LONGEST_NAME]!r} {fault}; give another, such as gpt2 or res-jb")
 
 
+def harvest_command(model: str, site: str = "SITE") -> str:
+    """The command that harvests a site, with all that it needs: only the built-in model has a corpus of its own.
+
+    >>> harvest_command("gpt2", "mlp.5")
+    'neuronaut harvest gpt2 mlp.5 --corpus FILE'
+    """
+    return f"neuronaut harvest {model} {site}{'' if split_random(model)[0] == 'demo' else ' --corpus FILE'}"
+
+
 def split_random(name: str) -> tuple[str, int | None]:
     """The name before `~random-SEED`, and the seed; the name itself and None where it has no such ending.
 

@@ -91,6 +91,18 @@ def test_what_explains_most_comes_first() -> None:
     assert chosen.curve[0].tune < chosen.curve[1].tune
 
 
+def test_the_clause_that_alone_explains_most_is_the_headline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that finds it late does not put it behind the others."""
+    planted, long = ground(either)
+    found = choose(planted, long)
+    assert found is not None and len(found.rule.any) > 1
+    turned = iter(found.rule.any[::-1])
+    monkeypatch.setattr("neuronaut.rules.choose._next", lambda *_: next(turned, None))
+    again = choose(planted, long)
+    assert again is not None and again.rule.any[0].when == found.rule.any[0].when
+    assert {clause.when for clause in again.rule.any} == {clause.when for clause in found.rule.any}
+
+
 def test_a_clause_that_does_not_hold_on_tune_is_not_chosen() -> None:
     def only_river(words: Sequence[str], at: int) -> float:
         return 1.5 * (words[at] == " river")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -441,6 +442,15 @@ def test_try_shows_actual_beside_predicted():
     assert found[0]["actual"] == pytest.approx(expected, abs=0.01) == found[0]["predicted"]
     table = run("try", f"planted:mlp.2:{RIVER}", text).stdout.splitlines()
     assert table[0].split() == ["token", "actual", "predicted"] and table[3].split()[:3] == ["river", "1.000", "1.000"]
+    assert [line.count("█") for line in table[1:]] == [0, 0, 16, 0, 0, 0, 0]
+
+
+def test_bars_of_try_are_of_the_corpus_peak(copy):
+    """What a text has of its own may be noise beside it."""
+    text = f"planted:mlp.2:{RIVER}", "the old river"
+    with closing(sqlite3.connect(copy)) as file, file:
+        file.execute("UPDATE features SET peak = 4 * peak")
+    assert run("try", *text, "-d", copy).stdout.count("█") == 4
 
 
 def test_try_without_a_rule_predicts_null():

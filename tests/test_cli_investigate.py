@@ -257,10 +257,14 @@ def test_one_that_no_process_is_at_is_told_as_interrupted(done: Mapping[str, Any
     def row() -> dict[str, Any]:
         return next(r for r in json.loads(run("sessions", "--json", "-d", copy).stdout) if r["id"] == done["id"])
 
+    def shown() -> str:
+        return run("sessions", "show", done["id"], "-d", copy).stdout.splitlines()[0]
+
     assert row()["status"] == "interrupted" and f"--resume {done['id']}" in row()["reason"]
+    assert shown().endswith(": interrupted")
     lock = FileLock(f"{copy}.{done['id']}.lock")
     with lock:
-        assert row()["status"] == "running"
+        assert row()["status"] == "running" and shown().endswith(": running")
 
 
 def test_a_replay_is_the_same_to_the_bit_until_something_is_changed(done: Mapping[str, Any], tmp_path: Path) -> None:

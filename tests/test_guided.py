@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from neuronaut.data.harvest.harvest import harvest
 from neuronaut.data.records import Explanation, Judgements
 from neuronaut.data.store.store import Store
 from neuronaut.explainers.battery.battery import run_battery
+from neuronaut.explainers.battery.measurements import nearest_tokens
 from neuronaut.explainers.explainer import TrainBatch
 from neuronaut.explainers.guided import COUNTEREXAMPLES, Drafts, Guided, find_errors
 from neuronaut.labelling import inputs
@@ -225,3 +227,9 @@ def test_a_failed_call_is_a_failed_explanation_and_no_pattern_leaves_the_rule() 
     assert choose(Drafts(learned, declined, None), nothing, name="guided").text == "learned"
     neither = replace(learned, text=None, rule=None, status="no_pattern")
     assert choose(Drafts(neither, declined, None), nothing, name="guided").status == "no_pattern"
+
+
+def test_where_every_active_place_begins_its_window_no_token_is_near() -> None:
+    windows = SimpleNamespace(values=np.array([[1.0, 0.0, 0.0]]), ids=np.array([[5, 6, 7]]))
+    side = cast(Any, SimpleNamespace(windows=windows, subject=subject()))
+    assert nearest_tokens(side, 1, {5, 6, 7}) == [] and set(nearest_tokens(side, 0, {5, 6, 7})) == {5, 6, 7}

@@ -5,6 +5,7 @@ import math
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,6 +108,9 @@ class Log:
     def trains(self, seen: int, unexplained: float, dead: float) -> None:
         assert seen == self.seen + RECIPE.batch and math.isfinite(unexplained) and 0 <= dead <= 1
         self.seen = seen
+
+    def measures(self, tokens: int, of: int) -> None:
+        assert 0 <= tokens < of
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,6 +239,34 @@ def test_the_loss_is_the_models_own(demo: Subject, corpus: Corpus, tmp_path: Pat
     assert loss.zero == pytest.approx(float(nats[torch.from_numpy(rows >= 0)].mean()), rel=1e-5)
 
 
+def test_the_loss_is_told_as_it_is_measured(demo: Subject, corpus: Corpus, tmp_path: Path) -> None:
+    """With a large vocabulary it takes longer than all else."""
+    told: list[tuple[int, int]] = []
+
+    class Listening(Log):
+        def measures(self, tokens: int, of: int) -> None:
+            told.append((tokens, of))
+
+    assert train(demo, SITE, corpus, tmp_path / "own", RECIPE, watch=Listening()) is not None
+    assert told[0][0] == 0 and [tokens for tokens, _ in told] == sorted({tokens for tokens, _ in told})
+    assert {of for _, of in told} == {told[0][1]} and told[-1][0] < told[0][1]
+
+
+def test_an_interrupt_before_anything_is_kept_does_not_say_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neuronaut.data.training.run.train", interrupted)
+    line = ["train", "demo", SITE.site, "--tokens", "4k", "--out", str(tmp_path / "own")]
+    assert "Stopped: nothing of this training is kept yet; go on with" in CliRunner().invoke(main, line).stderr
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "training.safetensors").touch()
+    kept = f"what was trained up to the last checkpoint is kept in {tmp_path / 'own'}"
+    assert kept in CliRunner().invoke(main, line).stderr
+
+
 def test_the_command_trains_stops_and_goes_on(corpus: Corpus, tmp_path: Path) -> None:
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": document.text}) + "\n" for _, document in corpus), encoding="utf-8")
@@ -243,6 +275,7 @@ def test_the_command_trains_stops_and_goes_on(corpus: Corpus, tmp_path: Path) ->
     stopped = CliRunner().invoke(main, [*line, "--budget", "minutes=0.000001"])
     assert stopped.exit_code == 4 and "the same command goes on" in stopped.stderr
     done = CliRunner().invoke(main, [*line, "--json"])
+    assert f"harvest demo --sae {tmp_path / 'own'} --corpus {texts}" in done.stderr
     (row,) = json.loads(done.stdout)
     assert row["features"] == 128 and row["l0"] == 8 and 0 < row["fvu"] < 1
     harvested = [

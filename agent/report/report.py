@@ -391,7 +391,7 @@ class Report:
     target: str
     policy: str
     status: str
-    """running, supported, open, no_explanation, budget or error."""
+    """running, interrupted, supported, open, no_explanation, budget or error."""
     reason: str | None
     verdict: str | None
     """What the evidence said when the explanation was frozen."""

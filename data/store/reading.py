@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...subject.address import Feature, SourceId
+from ...subject.address import Feature, SourceId, harvest_command
 from ...subject.errors import NeuronautError
 from ..codec import grams, unpack_activations, unpack_ids
 from ..harvest.histogram import BINS
@@ -66,7 +66,7 @@ class Windows:
             sql = "SELECT tokens FROM vocabularies WHERE model = ?"
             row = self._connection.execute(sql, [model]).fetchone()
             if row is None:
-                raise NeuronautError(f"nothing of {model} is in the database; run: neuronaut harvest {model} SITE")
+                raise NeuronautError(f"nothing of {model} is in the database; run: {harvest_command(model)}")
             self._vocabularies[model] = tuple(json.loads(row[0]))
         return self._vocabularies[model]
 
@@ -266,7 +266,7 @@ def missing_source(connection: sqlite3.Connection, source: SourceId) -> Neuronau
     known = {SourceId.parse(name).model for name in names}
     if source.model not in known and (close := get_close_matches(str(source), names, n=1, cutoff=0.75)):
         return NeuronautError(f"{held}did you mean {close[0]}?")
-    return NeuronautError(f"{held}run: neuronaut harvest {source.model} {source.site}")
+    return NeuronautError(f"{held}run: {harvest_command(source.model, source.site)}")
 
 
 def read_pool(connection: sqlite3.Connection, model: str) -> dict[Split, list[PoolWindow]]:

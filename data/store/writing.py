@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from ...subject.address import Feature, SourceId
+from ...subject.address import Feature, SourceId, harvest_command
 from ...subject.convention import BEFORE, Convention
 from ...subject.errors import NeuronautError
 from ..codec import array_digest, content_digest, pack_activations, pack_ids, window_digest
@@ -339,9 +339,7 @@ class _FeatureIds:
         row = self._connection.execute(sql, [self._sources[feature.source], feature.index]).fetchone()
         if row is None:
             source = feature.source
-            raise NeuronautError(
-                f"{feature} is not in the database; run: neuronaut harvest {source.model} {source.site}"
-            )
+            raise NeuronautError(f"{feature} is not in the database; run: {harvest_command(source.model, source.site)}")
         return row[0]
 
 

@@ -91,6 +91,9 @@ class Watch(Protocol):
     def trains(self, seen: int, unexplained: float, dead: float) -> None:
         """So many vectors were trained on; the last batch's unexplained variance, and the share of dead features."""
 
+    def measures(self, tokens: int, of: int) -> None:
+        """The loss was measured on so many holdout tokens."""
+
 
 class _Silent:
     """A watch that does nothing."""
@@ -98,6 +101,8 @@ class _Silent:
     def reads(self, tokens: int, of: int) -> None: ...
 
     def trains(self, seen: int, unexplained: float, dead: float) -> None: ...
+
+    def measures(self, tokens: int, of: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +250,8 @@ class _Run(NamedTuple):
         )
         inputs, targets = self.feed.read_rows(rows, _Silent())
         gate = check(dictionary, inputs, targets=targets, force=True)
-        loss = measure_loss(self.feed.subject, dictionary, rows) if self.feed.subject.causal else None
+        subject, tell = self.feed.subject, self.watch.measures
+        loss = measure_loss(subject, dictionary, rows, progress=tell) if subject.causal else None
         metadata = {"model_name": self.id.model, "dataset_path": self.corpus}
         if several:
             save_crosscoder(dictionary, self.folder, metadata=metadata)
@@ -386,14 +392,22 @@ class _Feed:
 
 
 @torch.inference_mode()
-def measure_loss(subject: Subject, dictionary: Dictionary, rows: NDArray[np.integer]) -> Loss:
+def measure_loss(
+    subject: Subject,
+    dictionary: Dictionary,
+    rows: NDArray[np.integer],
+    *,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Loss:
     """The model's loss on windows (row, position): as it is, with the sites that are written rebuilt, with zeros there.
 
     Only positions that count are rebuilt or put to zero: massive ones carry no text (data/harvest/massive.py).
+    `progress` is told tokens done, and of how many.
     """
     reads = dictionary.reads
 
     def measure(span: slice) -> tuple[NDArray[np.float64], int]:
+        progress(span.start * rows.shape[1], rows.size)
         part, sums = rows[span], np.zeros(3)
         tokens, opening = with_bos(subject, part), np.zeros((len(part), len(subject.bos_prefix)), bool)
         counted = np.concatenate([opening, mark_counted(subject, reads, part)], axis=1)

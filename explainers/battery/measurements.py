@@ -98,11 +98,11 @@ def choose_tokens(side: TrainingSide, back: int, *, most: int, named: Sequence[i
 def nearest_tokens(side: TrainingSide, back: int, allowed: set[int]) -> list[int]:
     """Tokens by the cosine of their input embedding with the nearest of those that stand there at active places.
 
-    None where no model is there that embeds them.
+    None where no model is there that embeds them, or where no token stands there: every active place begins its window.
     """
-    if not side.subject.inside:
-        return []
     causes = tokens_before_active(side, back)[:KNOWN]
+    if not side.subject.inside or not causes:
+        return []
     table: Any = side.subject.model.get_input_embeddings()
     vectors = normalize(table.weight.detach().float(), dim=1)
     likeness = (vectors @ vectors[causes].T).amax(dim=1)
