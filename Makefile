@@ -13,7 +13,7 @@ test: $(VENV)/.ready
 
 # The explorer in Debian's Chromium: apt-get install chromium, or CHROMIUM=PATH.
 test-web: $(VENV)/.web
-	OMP_NUM_THREADS=1 NEURONAUT_WEB_TESTS=required $(BIN)/python -m pytest tests/web
+	OMP_NUM_THREADS=1 NEURONAUT_WEB_TESTS=required $(BIN)/python -m pytest -n 2 --dist loadfile tests/web
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
