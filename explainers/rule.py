@@ -168,7 +168,7 @@ class RuleExplainer:
             "seed": self._seed,
             "growth": asdict(self._growth),
             "limits": asdict(self._limits),
-            "version": 4,
+            "version": 5,
         }
 
     def explain(self, batch: TrainBatch) -> list[Explanation]:
