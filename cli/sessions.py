@@ -59,14 +59,15 @@ def list_(limit: int, database: str, form: Form) -> None:
     Examples:
       neuronaut sessions list --limit 5 --json
     """
-    from ..agent.loop.resuming import is_running
+    from ..agent.loop.resuming import current_status
 
     names = ("id", "created", "ended", "kind", "target", "policy", "status", "reason", "parent")
     with open_store(database) as store:
         rows = [{name: row[name] for name in names} for row in store.journal.rows(limit=limit)]
         for row in rows:
-            if row["status"] == "running" and not is_running(store.path, row["id"]):
-                row |= {"status": "interrupted", "reason": _tell_resumption(row["id"])}
+            row["status"] = current_status(store.path, row["id"], row["status"])
+            if row["status"] == "interrupted":
+                row["reason"] = _tell_resumption(row["id"])
     emit(rows, form, _format_table)
 
 
@@ -86,17 +87,18 @@ def show(id: str, html: str | None, database: str, form: Form) -> None:
       neuronaut sessions show 3fa92b
       neuronaut sessions show 3fa92b --json | jq .[0].claims
     """
-    from ..agent.loop.resuming import is_running
+    from ..agent.loop.resuming import current_status
     from ..agent.report.assemble import assemble
     from .session_view import write_page
 
     with open_store(database) as store:
         report = assemble(store.journal, id)
-        if report.status == "running" and not is_running(store.path, report.id):
-            report = replace(report, status="interrupted", reason=_tell_resumption(report.id))
+        report = replace(report, status=current_status(store.path, report.id, report.status))
         if html is not None:
             write_page(store, report, html)
     emit([report.to_json()], form, lambda _: str(report))
+    if report.status == "interrupted":
+        say(_tell_resumption(report.id))
 
 
 @sessions.command()

@@ -262,6 +262,8 @@ def test_one_that_no_process_is_at_is_told_as_interrupted(done: Mapping[str, Any
 
     assert row()["status"] == "interrupted" and f"--resume {done['id']}" in row()["reason"]
     assert shown().endswith(": interrupted")
+    told = run("sessions", "show", done["id"], "-d", copy).stderr
+    assert told.splitlines()[-1] == f"go on with: neuronaut investigate --resume {done['id']}"
     lock = FileLock(f"{copy}.{done['id']}.lock")
     with lock:
         assert row()["status"] == "running" and shown().endswith(": running")

@@ -10,12 +10,12 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from fastapi import HTTPException
 from starlette.concurrency import run_in_threadpool
 
-from ..agent.loop.resuming import is_running
+from ..agent.loop.resuming import current_status
 from ..agent.report.event_lines import format_event
 from ..data.store.store import Store
 from .compute import Compute, as_event, follow, queued
@@ -43,9 +43,7 @@ Standing = Literal["running", "interrupted", "supported", "open", "no_explanatio
 
 def standing(store: Store, row: Any) -> Standing:
     """How a session stands: its status, or whether anybody is at one that has not ended."""
-    if row["status"] != "running":
-        return row["status"]
-    return "running" if is_running(store.path, row["id"]) else "interrupted"
+    return cast(Standing, current_status(store.path, row["id"], row["status"]))
 
 
 class _News(NamedTuple):

@@ -96,6 +96,11 @@ def is_running(path: str, id: str) -> bool:
         return True
 
 
+def current_status(path: str, id: str, status: str) -> str:
+    """The status of a session; `interrupted` where it is stored as running and no process is at it."""
+    return "interrupted" if status == "running" and not is_running(path, id) else status
+
+
 def _lock(path: str, id: str) -> str:
     return f"{path}.{id}.lock"
 
