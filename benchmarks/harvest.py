@@ -178,10 +178,6 @@ class InTurns(Watch):
         self.cut(self._done - self._tokens)
         self._tokens = self._done
 
-    def writes(self) -> None:
-        """End the stretch of mining."""
-        self.cut(0)
-
     def cut(self, tokens: int) -> None:
         """End a stretch, and run the limit."""
         spent, own = Duration.now().since(self._start), time.process_time()

@@ -67,11 +67,26 @@ def content_digest(*parts: object) -> str:
 
 def array_digest(arrays: Iterable[NDArray[np.generic]]) -> str:
     """Digest of arrays: their types, shapes and bytes."""
-    state = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        state.update(f"{array.dtype.str}{array.shape}".encode())
-        state.update(np.ascontiguousarray(array).data)
+    state = ArrayDigest()
+    state.add(arrays)
     return state.hexdigest()
+
+
+class ArrayDigest:
+    """The `array_digest` of arrays that come one after the other."""
+
+    def __init__(self) -> None:
+        self._state = hashlib.blake2b(digest_size=16)
+
+    def add(self, arrays: Iterable[NDArray[np.generic]]) -> None:
+        """Add arrays behind those that were added before."""
+        for array in arrays:
+            self._state.update(f"{array.dtype.str}{array.shape}".encode())
+            self._state.update(np.ascontiguousarray(array).data)
+
+    def hexdigest(self) -> str:
+        """The digest of all that were added."""
+        return self._state.hexdigest()
 
 
 def grams(windows: NDArray[np.integer]) -> list[NDArray[np.uint64]]:

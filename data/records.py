@@ -1,5 +1,6 @@
 """The values that evidence, explanations and scores are made of; they know nothing of storage."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -271,6 +272,10 @@ class ExampleList(NamedTuple):
     """Shape (example, position)."""
     attended: tuple[NDArray[np.int32], NDArray[np.float16]] | None = None
     """Of heads: the position attended to most at each example's peak, -1 for BOS, and with which weight."""
+
+
+Mined = Mapping[str, Mapping[Kind, ExampleList]]
+"""The lists of a harvest that are found last, silent windows and near misses, by source."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
@@ -93,11 +94,15 @@ def _start_ray(number: int, address: str | None) -> Any:
         raise NeuronautError("--on ray needs Ray; install it with: pip install 'neuronaut[ray]'") from error
     # "local" is a cluster of its own although another one may run here.
     options: dict[str, Any] = {"address": "local", "num_cpus": number, "include_dashboard": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address is not None:
             _knock(address)
             options = {"address": address}
         ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+        # Ray would end the command without a word of what is kept.
+        if signal.getsignal(signal.SIGTERM) is not on_sigterm:
+            signal.signal(signal.SIGTERM, on_sigterm)
     except OSError as error:
         if address is None:
             raise NeuronautError(f"Ray does not start on this machine ({error}); -j N without --on works") from error

@@ -448,7 +448,7 @@ def test_what_is_interrupted_after_the_last_batch_keeps_all_that_was_read(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "finish", interrupted)
+    monkeypatch.setattr(module, "conclude", interrupted)
     with Store(":memory:") as store, pytest.raises(KeyboardInterrupt):
         harvest(
             subject(),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from time import sleep
 from typing import NoReturn
 
 import numpy as np
@@ -162,27 +163,23 @@ def test_a_harvest_finds_them_of_what_fired(store: Store) -> None:
 def test_tokens_are_sought_while_the_rest_is_written_and_no_longer_where_that_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    written, ended = Event(), Event()
+    sought, ended = Event(), Event()
 
-    def seek(*_: object, progress: Ranked) -> NoReturn:
-        progress(0, 2)
-        assert written.wait(60)
+    def seek(_subject: object, _sources: object, _results: object, progress: Ranked) -> NoReturn:
+        sought.set()
         try:
-            progress(1, 2)
+            for done in range(6000):
+                progress(done, 6000)
+                sleep(0.01)
         finally:
             ended.set()
         raise AssertionError("the harvest has given up, and its tokens are still sought")
 
     def write(*_: object, **__: object) -> None:
+        assert sought.wait(60)
         raise NeuronautError("the disk is full")
 
-    class Pause(Event):
-        def set(self) -> None:
-            super().set()
-            written.set()
-
-    monkeypatch.setattr("neuronaut.data.harvest.harvest.Event", Pause)
-    monkeypatch.setattr("neuronaut.data.harvest.harvest.add_top_tokens", seek)
+    monkeypatch.setattr("neuronaut.data.harvest.harvest.rank_tokens", seek)
     monkeypatch.setattr("neuronaut.data.store.writing.write_shared_windows", write)
     with Store(str(tmp_path / "full.db")) as store:
         with pytest.raises(NeuronautError, match="the disk is full"):

@@ -84,7 +84,9 @@ def test_a_lost_ray_worker_is_replaced_and_its_item_done_again(
 ) -> None:
     pytest.importorskip("ray")
     marker, told, said = tmp_path / "died", list[int](), ""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with start_workers(2, partial(doubling, marker), on="ray", on_tell=told.append) as workers:
+        assert signal.getsignal(signal.SIGTERM) is on_sigterm, "a command that is ended says what is kept"
         assert sorted(workers.run(range(6))) == [0, 2, 4, 6, 8, 10]
         assert marker.exists()
         with pytest.raises(NeuronautError, match="no negative numbers"):

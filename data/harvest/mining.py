@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...subject.model import Subject
 from ...subject.sources import Source
-from ..records import ExampleList, Kind
+from ..records import ExampleList, Kind, Mined
 from .activations import TILE_ROWS, tiles
 from .scan import SourceState, as_half, window_hash
 
@@ -30,31 +30,33 @@ PEAK_TOKENS = 3
 """How many of a feature's peak tokens make near misses."""
 
 
-def mine(
-    subject: Subject,
-    sources: Sequence[Source],
-    state: "HarvestState",
-    pool: NDArray[np.bool_],
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, dict[Kind, ExampleList]]:
-    """Silent examples and near misses of every feature, by source; `progress` is told windows done, and of how many."""
-    table = state.table
-    rows = np.flatnonzero(pool)
-    rows = rows[np.argsort(window_hash(~table.uid[rows]), kind="stable")]
-    rows = rows[: count_mined(-(-state.tokens // table.tokens.shape[1]), len(rows))]
-    miners = {str(source.id): _Miner(state, state.sources[str(source.id)]) for source in sources}
-    for start in range(0, len(rows), TILE_ROWS):
-        if progress is not None:
-            progress(start, len(rows))
-        part = rows[start : start + TILE_ROWS]
-        held = _tokens_held(table.tokens[part], len(subject.vocabulary))
-        for tile in tiles(subject, sources, table.tokens[part]):
-            own = miners[str(tile.source.id)]
-            own.take(part[tile.rows], held[tile.rows], tile.silenced, first_feature=tile.first_feature)
-    if progress is not None:
-        progress(len(rows), len(rows))
-    return {name: miner.lists() for name, miner in miners.items()}
+class Mining:
+    """Looks for silent examples and near misses of every feature, in whatever thread."""
+
+    def __init__(self, sources: Sequence[Source], state: "HarvestState", pool: NDArray[np.bool_]) -> None:
+        """Take what it needs of a state, whose lists may then be emptied; `pool` are rows of its table."""
+        table = state.table
+        rows = np.flatnonzero(pool)
+        rows = rows[np.argsort(window_hash(~table.uid[rows]), kind="stable")]
+        self._rows = rows[: count_mined(-(-state.tokens // table.tokens.shape[1]), len(rows))]
+        self._tokens, self._sources = table.tokens, sources
+        self._miners = {str(source.id): _Miner(state, state.sources[str(source.id)]) for source in sources}
+
+    @property
+    def windows(self) -> int:
+        """How many it runs."""
+        return len(self._rows)
+
+    def run(self, subject: Subject, *, progress: Callable[[int, int], None]) -> Mined:
+        """Look for them, once; `progress` is told windows done, and of how many."""
+        for start in range(0, len(self._rows), TILE_ROWS):
+            part = self._rows[start : start + TILE_ROWS]
+            held = _tokens_held(self._tokens[part], len(subject.vocabulary))
+            for tile in tiles(subject, self._sources, self._tokens[part]):
+                own = self._miners[str(tile.source.id)]
+                own.take(part[tile.rows], held[tile.rows], tile.silenced, first_feature=tile.first_feature)
+            progress(start + len(part), len(self._rows))
+        return {name: miner.lists() for name, miner in self._miners.items()}
 
 
 def count_mined(harvested: int, pool: int) -> int:
@@ -116,8 +118,9 @@ class _Miner:
                     self._examples[kind].append(_Examples(features + first_feature, int(row), values))
 
     def lists(self) -> dict[Kind, ExampleList]:
-        """The examples by kind; the miner holds them no longer."""
-        return {kind: self._list(self._examples.pop(kind)) for kind in list(self._examples)}
+        """The examples by kind, where there are some; the miner holds them no longer."""
+        lists: dict[Kind, ExampleList] = {kind: self._list(self._examples.pop(kind)) for kind in list(self._examples)}
+        return {kind: part for kind, part in lists.items() if len(part.features)}
 
     def _list(self, parts: list[_Examples]) -> ExampleList:
         positions = self._table.tokens.shape[1]

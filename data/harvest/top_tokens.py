@@ -1,13 +1,12 @@
 """The tokens that features raise and lower, the last thing that a harvest measures: of weights alone, not of text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...subject.directions import find_top_tokens, reaches_logits
+from ...subject.directions import TopTokens, find_top_tokens, reaches_logits
 from ...subject.head_norms import HeadNorms
 from ...subject.model import Subject
 from ...subject.sources import Source
@@ -17,19 +16,18 @@ Ranked = Callable[[int, int], None]
 """Is told of how many features the tokens were ranked, and of how many they will be."""
 
 
-def add_top_tokens(
-    subject: Subject, sources: Sequence[Source], results: Sequence[SourceResult], *, progress: Ranked
-) -> tuple[SourceResult, ...]:
-    """The results of the sources with the tokens of every feature that fired."""
+def rank_tokens(
+    subject: Subject, sources: Sequence[Source], results: Sequence[SourceResult], progress: Ranked
+) -> tuple[TopTokens | None, ...]:
+    """The tokens that every feature that fired raises and lowers, by source; None where it raises none directly."""
     ranked = [has_top_tokens(subject, source) for source in sources]
     fired = [_find_fired(result) if own else [] for result, own in zip(results, ranked, strict=True)]
-    of, done, whole = sum(map(len, fired)), 0, []
-    for source, result, own, features in zip(sources, results, ranked, fired, strict=True):
+    of, done, found = sum(map(len, fired)), 0, []
+    for source, own, features in zip(sources, ranked, fired, strict=True):
         tell = partial(_tell, progress, done, of)
-        tokens = find_top_tokens(subject, source, np.asarray(features), progress=tell) if own else None
-        whole.append(replace(result, top_tokens=tokens))
+        found.append(find_top_tokens(subject, source, np.asarray(features), progress=tell) if own else None)
         done += len(features)
-    return tuple(whole)
+    return tuple(found)
 
 
 def has_top_tokens(subject: Subject, source: Source) -> bool:

@@ -8,6 +8,7 @@ folder: in this module and in those that it delegates to.
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from os import PathLike, fspath
 from types import TracebackType
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, Selection, SourceId
 from ...subject.convention import Convention
 from ..padding import pad_ids
-from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Score, SourceResult, Split
+from ..records import PARTS, Evidence, Explanation, HarvestResult, Judgements, Mined, Score, SourceResult, Split
 from . import listing, maps, merging, naming, people, reading, rows, tallies, words, writing
 from .calls import CallLog
 from .database import Row, connect, transaction, translate_errors
@@ -100,10 +101,13 @@ class Store:
 
     # Evidence
 
-    def write_harvest(self, result: HarvestResult) -> None:
-        """Store a harvest; the same one again changes nothing, a new one of a source leaves its explanations alone."""
+    def write_harvest(self, result: HarvestResult, mined: Future[Mined] | None = None) -> None:
+        """Store a harvest; the same one again changes nothing, a new one of a source leaves its explanations alone.
+
+        `mined` brings the lists that `result` lacks, if they are still being measured; all else is written meanwhile.
+        """
         with transaction(self.db, self.path) as connection:
-            writing.write_harvest(connection, result)
+            writing.write_harvest(connection, result, mined)
         self._windows.forget()
 
     def write_tokens(self, sources: Sequence[SourceResult]) -> None:

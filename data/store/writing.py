@@ -8,10 +8,11 @@ one that was used is kept by hash, beside the user's own choices.
 import json
 import math
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +20,31 @@ from numpy.typing import NDArray
 from ...subject.address import Feature, SourceId, harvest_command
 from ...subject.convention import BEFORE, Convention
 from ...subject.errors import NeuronautError
-from ..codec import array_digest, content_digest, pack_activations, pack_ids, window_digest
+from ..codec import ArrayDigest, content_digest, pack_activations, pack_ids, window_digest
 from ..padding import PADDING
-from ..records import SPLITS, ExampleList, Explanation, HarvestResult, Score, SourceResult
+from ..records import SPLITS, ExampleList, Explanation, HarvestResult, Kind, Mined, Score, SourceResult
 from .ranks import rank_new
 from .shared_windows import write_shared_windows
 from .top_tokens import write_top_tokens
 
 
-def write_harvest(connection: sqlite3.Connection, result: HarvestResult) -> None:
-    """Write a harvest; of a source harvested before, statistics and examples are replaced."""
+def write_harvest(connection: sqlite3.Connection, result: HarvestResult, mined: Future[Mined] | None = None) -> None:
+    """Write a harvest; of a source harvested before, statistics and examples are replaced.
+
+    Of a new source, all but what is `mined` is written while that is still being measured.
+    """
     windows = [row[row != PADDING] for row in result.windows]
     window_ids = _write_windows(connection, result, windows)
     _write_vocabulary(connection, result)
     connection.execute("DELETE FROM pool WHERE model = ?", [result.model])
     pool = ((result.model, int(row)) for row in np.unique(window_ids[result.pool]))
     connection.executemany("INSERT INTO pool (model, window_id) VALUES (?, ?)", pool)
-    for source in result.sources:
-        _write_source(connection, result, source, window_ids)
+    # Hashing takes as long as packing does, and Python's other threads go on meanwhile.
+    with ThreadPoolExecutor(1, thread_name_prefix="digest") as beside:
+        writers = [_SourceWriter(connection, result, source, window_ids, beside) for source in result.sources]
+        more: Mined = {} if mined is None else mined.result()
+        for writer in writers:
+            writer.finish(more.get(writer.name, {}))
 
 
 def _write_windows(
@@ -59,23 +67,78 @@ def _write_vocabulary(connection: sqlite3.Connection, result: HarvestResult) -> 
     connection.execute(sql, [result.model, json.dumps(result.vocabulary)])
 
 
-def _write_source(
-    connection: sqlite3.Connection, result: HarvestResult, source: SourceResult, window_ids: NDArray[np.int64]
-) -> None:
-    source_id = _upsert_source(connection, result, source)
-    previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [source_id]).fetchone()
-    # Hashing takes as long as packing does, and Python's other threads go on meanwhile.
-    with ThreadPoolExecutor(1, thread_name_prefix="digest") as beside:
-        digest = beside.submit(_harvest_digest, result, source, window_ids)
-        if previous is None or previous[0] != digest.result():
-            _write_evidence(connection, result, source, source_id, window_ids, digest=digest)
-    _write_tokens(connection, source, source_id)
+class _SourceWriter:
+    """Writes the harvest of one source: what is known of a new one at once, the rest in the end."""
 
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        result: HarvestResult,
+        source: SourceResult,
+        window_ids: NDArray[np.int64],
+        hashing: ThreadPoolExecutor,
+    ) -> None:
+        """`hashing` is one thread, which does what it is given in turn."""
+        self.name = source.source
+        self._connection, self._result, self._source = connection, result, source
+        self._window_ids, self._digest = window_ids, ArrayDigest()
+        self._hashing, self._hashed = hashing, list[Future[None]]()
+        self._id = _upsert_source(connection, result, source)
+        previous = connection.execute("SELECT digest FROM harvests WHERE source_id = ?", [self._id]).fetchone()
+        self._previous: str | None = previous and previous[0]
+        statistics = (source.count, source.mean, source.peak, source.trough, source.histogram)
+        self._hash(lambda: statistics)
+        self._hash_lists(source.lists)
+        if self._previous is None:
+            self._replace()
 
-def _harvest_digest(result: HarvestResult, source: SourceResult, window_ids: NDArray[np.int64]) -> str:
-    lists = [array for examples in source.lists.values() for array in _list_arrays(examples, window_ids)]
-    statistics = (source.count, source.mean, source.peak, source.trough, source.histogram)
-    return content_digest(result.corpus, result.tokens, list(source.lists), array_digest([*statistics, *lists]))
+    def finish(self, mined: Mapping[Kind, ExampleList]) -> None:
+        """Write what is left to write, with the lists that were mined."""
+        self._hash_lists(mined)
+        digest = self._hashing.submit(self._hexdigest, [*self._source.lists, *mined])
+        if self._previous is None or self._previous != digest.result():
+            if self._previous is not None:
+                self._replace()
+            self._write_lists(mined)
+            self._write_harvest(digest.result())
+        _write_tokens(self._connection, self._source, self._id)
+
+    def _hash_lists(self, lists: Mapping[Kind, ExampleList]) -> None:
+        for examples in lists.values():
+            self._hash(partial(_list_arrays, examples, self._window_ids))
+
+    def _hash(self, arrays: Callable[[], Iterable[NDArray[np.generic]]]) -> None:
+        self._hashed.append(self._hashing.submit(lambda: self._digest.add(arrays())))
+
+    def _hexdigest(self, kinds: Sequence[Kind]) -> str:
+        for own in self._hashed:
+            own.result()
+        return content_digest(self._result.corpus, self._result.tokens, kinds, self._digest.hexdigest())
+
+    def _replace(self) -> None:
+        """Write the statistics and the lists that came first, in place of those that there are."""
+        _write_features(self._connection, self._source, self._id)
+        sql = "DELETE FROM examples WHERE feature_id IN (SELECT id FROM features WHERE source_id = ?)"
+        self._connection.execute(sql, [self._id])
+        self._write_lists(self._source.lists)
+
+    def _write_lists(self, lists: Mapping[Kind, ExampleList]) -> None:
+        feature_ids = _feature_ids(self._connection, self._id)
+        for kind, examples in lists.items():
+            self._connection.executemany(
+                "INSERT INTO examples (feature_id, kind, n, windows, activations, keys, weights)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                _example_rows(kind, examples, feature_ids, self._window_ids),
+            )
+
+    def _write_harvest(self, digest: str) -> None:
+        own = self._result
+        self._connection.execute(
+            "INSERT OR REPLACE INTO harvests (source_id, digest, corpus, tokens, window, provenance, created)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [self._id, digest, own.corpus, own.tokens, own.window, _json(own.provenance), now()],
+        )
+        write_shared_windows(self._connection, self._id)
 
 
 def write_tokens(connection: sqlite3.Connection, sources: Sequence[SourceResult]) -> None:
@@ -88,34 +151,6 @@ def write_tokens(connection: sqlite3.Connection, sources: Sequence[SourceResult]
 def _write_tokens(connection: sqlite3.Connection, source: SourceResult, source_id: int) -> None:
     if source.top_tokens is not None:
         write_top_tokens(connection, _feature_ids(connection, source_id), source.top_tokens)
-
-
-def _write_evidence(
-    connection: sqlite3.Connection,
-    result: HarvestResult,
-    source: SourceResult,
-    source_id: int,
-    window_ids: NDArray[np.int64],
-    *,
-    digest: Future[str],
-) -> None:
-    _write_features(connection, source, source_id)
-    feature_ids = _feature_ids(connection, source_id)
-    connection.execute(
-        "DELETE FROM examples WHERE feature_id IN (SELECT id FROM features WHERE source_id = ?)", [source_id]
-    )
-    for kind, examples in source.lists.items():
-        connection.executemany(
-            "INSERT INTO examples (feature_id, kind, n, windows, activations, keys, weights)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            _example_rows(kind, examples, feature_ids, window_ids),
-        )
-    connection.execute(
-        "INSERT OR REPLACE INTO harvests (source_id, digest, corpus, tokens, window, provenance, created)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [source_id, digest.result(), result.corpus, result.tokens, result.window, _json(result.provenance), now()],
-    )
-    write_shared_windows(connection, source_id)
 
 
 def _list_arrays(examples: ExampleList, window_ids: NDArray[np.int64]) -> tuple[NDArray[np.generic], ...]:
