@@ -13,6 +13,7 @@ from ..data.splits import Splits
 from ..labelling.opening import (
     LoadOptions,
     absolute,
+    check_name,
     load_corpus,
     load_subject,
     open_sources,
@@ -101,6 +102,7 @@ class HarvestRequest:
     def open(self) -> OpenHarvest:
         """Load the model and open its sources and the text."""
         options, model, model_name = self.load_options, self.model, self.model_name
+        check_name(self.name, options)
         if self.randomize == "weights":
             model = name_random(model, self.random_seed)
             model_name = model_name and name_random(model_name, self.random_seed)

@@ -114,6 +114,12 @@ def sites_of(subject: Subject, text: str) -> list[str]:
     return [text]
 
 
+def check_name(name: str | None, load_options: LoadOptions) -> None:
+    """Raise NeuronautError where a name is given and nothing that it could name."""
+    if name is not None and load_options.sae is None and load_options.along is None:
+        raise NeuronautError(f"--name {name} names the dictionary of --sae, and none is given; add --sae PATH")
+
+
 def open_sources(
     subject: Subject, sites: Sequence[str], load_options: LoadOptions, *, name: str | None, seed: int | None = None
 ) -> list[Source]:
@@ -123,8 +129,6 @@ def open_sources(
     """
     if load_options.along is not None:
         return _open_along(subject, sites, load_options, name=name, seed=seed)
-    if name is not None and load_options.sae is None:
-        raise NeuronautError(f"--name {name} names the dictionary of --sae, and none is given; add --sae PATH")
     if load_options.sae is not None:
         return [*_open_named(subject, sites, load_options, name=name, seed=seed)]
     if not sites:
