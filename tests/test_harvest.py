@@ -21,7 +21,8 @@ from neuronaut.data.harvest import harvest as module
 from neuronaut.data.harvest import histogram
 from neuronaut.data.harvest import state as state_module
 from neuronaut.data.harvest.activations import TILE_ROWS, neurons, tiles, with_bos
-from neuronaut.data.harvest.harvest import collect, finish, harvest
+from neuronaut.data.harvest.ending import finish
+from neuronaut.data.harvest.harvest import collect, harvest
 from neuronaut.data.harvest.mining import CAPACITY, PEAK_TOKENS, SILENCE
 from neuronaut.data.harvest.scan import priority, window_hash
 from neuronaut.data.harvest.state import QUANTILE, TOP, HarvestState, find_stopped

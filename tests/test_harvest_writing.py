@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import Any
@@ -12,23 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from neuronaut.data.harvest.harvest import collect, finish, harvest
+from neuronaut.data.harvest.ending import finish
+from neuronaut.data.harvest.harvest import collect, harvest
 from neuronaut.data.harvest.mining import Mining
 from neuronaut.data.records import Mined
 from neuronaut.data.store import writing
 from neuronaut.data.store.store import Store
 from neuronaut.subject.errors import NeuronautError
+from tests import test_harvest
 from tests.test_harvest import WINDOW, corpus, sources, splits, subject
 from tests.test_harvest import content as content_of
 from tests.test_shards import content
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+one_thread = test_harvest.one_thread
 
 
 def hold_mining(patch: Any, then: Callable[[], None] = lambda: None) -> None:

@@ -33,7 +33,8 @@ from neuronaut.causal.steering import dose_response
 from neuronaut.causal.sweeps import sweep
 from neuronaut.cli.main import main
 from neuronaut.data.harvest.activations import neurons, read_columns, read_last, read_own
-from neuronaut.data.harvest.harvest import collect, finish
+from neuronaut.data.harvest.ending import finish
+from neuronaut.data.harvest.harvest import collect
 from neuronaut.data.training.run import train
 from neuronaut.data.training.trainer import Recipe
 from neuronaut.labelling.concepts import fit_direction

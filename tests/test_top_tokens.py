@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from neuronaut.cli.main import main
 from neuronaut.data.corpus import Corpus
 from neuronaut.data.harvest.harvest import harvest
-from neuronaut.data.harvest.top_tokens import Ranked
+from neuronaut.data.harvest.watch import Told
 from neuronaut.data.store.store import Store
 from neuronaut.labelling.inspect import describe
 from neuronaut.subject.address import Feature, SourceId
@@ -165,7 +165,7 @@ def test_tokens_are_sought_while_the_rest_is_written_and_no_longer_where_that_fa
 ) -> None:
     sought, ended = Event(), Event()
 
-    def seek(_subject: object, _sources: object, _results: object, progress: Ranked) -> NoReturn:
+    def seek(_subject: object, _sources: object, _results: object, progress: Told) -> NoReturn:
         sought.set()
         try:
             for done in range(6000):
@@ -179,7 +179,7 @@ def test_tokens_are_sought_while_the_rest_is_written_and_no_longer_where_that_fa
         assert sought.wait(60)
         raise NeuronautError("the disk is full")
 
-    monkeypatch.setattr("neuronaut.data.harvest.harvest.rank_tokens", seek)
+    monkeypatch.setattr("neuronaut.data.harvest.ending.rank_tokens", seek)
     monkeypatch.setattr("neuronaut.data.store.writing.write_shared_windows", write)
     with Store(str(tmp_path / "full.db")) as store:
         with pytest.raises(NeuronautError, match="the disk is full"):

@@ -34,7 +34,8 @@ from ..records import SPLITS, ExampleList, HarvestResult, Kind, SourceResult
 from ..splits import FRACTIONS, Splits, assign
 from ..store.store import Store
 from .activations import TILE_ROWS, tiles
-from .harvest import find_convention, finish, scan_batch
+from .ending import finish
+from .harvest import find_convention, scan_batch
 from .mining import CAPACITY, count_mined
 from .scan import Scanner, SourceState
 from .state import POOL, QUANTILE, TOP, HarvestState

@@ -6,7 +6,7 @@ a tenth of the feature's peak; a silent window that holds one of the tokens on w
 peaks in its training examples is a near miss. Every example carries its measured activations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from ...subject.sources import Source
 from ..records import ExampleList, Kind, Mined
 from .activations import TILE_ROWS, tiles
 from .scan import SourceState, as_half, window_hash
+from .watch import Told
 
 if TYPE_CHECKING:
     from .state import HarvestState
@@ -47,7 +48,7 @@ class Mining:
         """How many it runs."""
         return len(self._rows)
 
-    def run(self, subject: Subject, *, progress: Callable[[int, int], None]) -> Mined:
+    def run(self, subject: Subject, *, progress: Told) -> Mined:
         """Look for them, once; `progress` is told windows done, and of how many."""
         for start in range(0, len(self._rows), TILE_ROWS):
             part = self._rows[start : start + TILE_ROWS]

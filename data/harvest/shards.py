@@ -18,7 +18,8 @@ from ...subject.sources import Source
 from ..corpus import Corpus
 from ..records import HarvestResult
 from ..splits import Splits
-from .harvest import Progress, check_sources, collect, conclude, describe, harvest_key
+from .ending import conclude
+from .harvest import Progress, check_sources, collect, describe, harvest_key
 from .state import HarvestState, load_state, read_about, save_state
 from .watch import Watch
 

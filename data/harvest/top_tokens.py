@@ -1,6 +1,6 @@
 """The tokens that features raise and lower, the last thing that a harvest measures: of weights alone, not of text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -11,13 +11,11 @@ from ...subject.head_norms import HeadNorms
 from ...subject.model import Subject
 from ...subject.sources import Source
 from ..records import SourceResult
-
-Ranked = Callable[[int, int], None]
-"""Is told of how many features the tokens were ranked, and of how many they will be."""
+from .watch import Told
 
 
 def rank_tokens(
-    subject: Subject, sources: Sequence[Source], results: Sequence[SourceResult], progress: Ranked
+    subject: Subject, sources: Sequence[Source], results: Sequence[SourceResult], progress: Told
 ) -> tuple[TopTokens | None, ...]:
     """The tokens that every feature that fired raises and lowers, by source; None where it raises none directly."""
     ranked = [has_top_tokens(subject, source) for source in sources]
@@ -40,5 +38,5 @@ def _find_fired(result: SourceResult) -> NDArray[np.int64]:
     return np.flatnonzero((result.count > 0) | (result.trough < 0))
 
 
-def _tell(progress: Ranked, before: int, of: int, done: int) -> None:
+def _tell(progress: Told, before: int, of: int, done: int) -> None:
     progress(before + done, of)

@@ -1,5 +1,10 @@
 """What a harvest tells of its progress; imported by the command line, so it imports nothing heavy."""
 
+from collections.abc import Callable
+
+Told = Callable[[int, int], None]
+"""Is told how much is done, and of how much."""
+
 
 class Watch:
     """Is told how far a harvest is; this one does nothing with it."""
